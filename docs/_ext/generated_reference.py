@@ -1,0 +1,70 @@
+"""Reference pages made from the code at each build, so that they cannot go stale: the command line, and every room."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer.main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sphinx.application import Sphinx
+
+ROOMS = (
+    "core", "report", "sky", "surveys", "alerts", "simulate", "models", "finders", "pipelines", "training", "store",
+)  # fmt: skip
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(command line, its help) of every verb, in the order of the help."""
+    from tapetum.cli.app import app
+
+    def visit(command: Any, context: Any, path: str) -> Iterator[tuple[str, str]]:
+        if path != "tapetum" or not getattr(command, "commands", None) or path == "tapetum":
+            yield path, command.get_help(context)
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from visit(inner, type(context)(inner, info_name=name, parent=context), f"{path} {name}")
+
+    root = typer.main.get_command(app)
+    yield from visit(root, root.make_context("tapetum", [], resilient_parsing=True), "tapetum")
+
+
+def cli_page() -> str:
+    """The page of the command line, in Markdown."""
+    parts = ["# Command line", "", "Made from the program's own help.", ""]
+    for path, text in commands():
+        level = "##" if path.count(" ") <= 1 else "###"
+        parts += [f"{level} `{path}`", "", "```text", inspect.cleandoc(text), "```", ""]
+    return "\n".join(parts)
+
+
+def room_page(room: str) -> str:
+    """The page of one room, in Markdown: its public modules."""
+    package = importlib.import_module(f"tapetum.{room}")
+    modules = [m.name for m in pkgutil.walk_packages(package.__path__, f"tapetum.{room}.")]
+    parts = [f"# {room}", "", inspect.getdoc(package) or "", ""]
+    for name in sorted(m for m in modules if not any(part.startswith("_") for part in m.split("."))):
+        parts += [f"## `{name}`", "", "```{eval-rst}", f".. automodule:: {name}", "```", ""]
+    return "\n".join(parts)
+
+
+def write_pages(app: Sphinx) -> None:
+    """Write the pages before Sphinx reads its sources."""
+    folder = Path(app.srcdir) / "reference" / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {"cli": cli_page(), **{f"api-{room}": room_page(room) for room in ROOMS}}
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("builder-inited", write_pages)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,1 @@
+"""What every room may use: errors, settings, limits, files, downloads, tables of results, small shared types."""

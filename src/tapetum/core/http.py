@@ -1,0 +1,208 @@
+"""The one HTTP client: time limits, retries with growing pauses, whole downloads, errors with the URL."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import certifi
+import httpx
+
+from tapetum import __version__
+from tapetum.core.errors import FormatError, LimitError, NetworkError
+from tapetum.core.files import whole_file
+from tapetum.core.progress import Progress, no_progress
+
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+WORTH_RETRYING = frozenset({429, 500, 502, 503, 504})
+CHUNK_BYTES = 2**18
+AS_IT_IS = {"Accept-Encoding": "identity"}  # some servers call a .gz file an encoding of its content
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait and how often to try again.
+
+    Attributes
+    ----------
+    connect_s, read_s
+        Longest wait for a connection, and between two pieces of an answer [s].
+    attempts
+        Tries in all, for requests that may be repeated without harm.
+    pause_s
+        Pause before the second try [s]; it doubles each time.
+    longest_pause_s
+        Upper bound of a pause, also of one that the server asks for with ``Retry-After`` [s].
+    """
+
+    connect_s: float = 10.0
+    read_s: float = 30.0
+    attempts: int = 4
+    pause_s: float = 0.5
+    longest_pause_s: float = 30.0
+
+
+class HttpClient:
+    """Requests with retries; use it as a context manager.
+
+    Parameters
+    ----------
+    patience
+        Time limits and retries.
+    ca_file
+        Certificates to trust besides those of the system and of Mozilla.
+    proxy
+        URL of a proxy; None reads ``HTTPS_PROXY`` and its siblings.
+    transport
+        Replaces the network, for tests.
+    sleep
+        The clock's way of waiting.
+    """
+
+    def __init__(
+        self,
+        patience: Patience | None = None,
+        *,
+        ca_file: str | None = None,
+        proxy: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.patience = patience or Patience()
+        self._sleep = sleep
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(self.patience.read_s, connect=self.patience.connect_s),
+            headers={"User-Agent": f"tapetum/{__version__}"},
+            follow_redirects=True,
+            verify=_trust(ca_file),
+            proxy=proxy,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """Send one request and read the whole answer.
+
+        Raises
+        ------
+        NetworkError
+            No connection, or an answer of 400 and above after the retries that the method allows.
+        """
+        return self._persist(method, url, lambda: self._answer(method, url, options))
+
+    def download(
+        self,
+        url: str,
+        path: Path,
+        *,
+        sha256: str,
+        max_bytes: int,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Download into `path`, which appears whole and only with the right content.
+
+        Raises
+        ------
+        NetworkError
+            The URL cannot be reached, or breaks off again and again.
+        LimitError
+            More than `max_bytes`.
+        FormatError
+            The content's SHA-256 is not `sha256`.
+        """
+
+        def fetch() -> None:
+            with whole_file(path) as part, self._client.stream("GET", url, headers=AS_IT_IS) as answer:
+                answer.raise_for_status()
+                found = _store(answer, part, max_bytes, progress)
+                if found != sha256:
+                    raise FormatError(
+                        f"{url}: SHA-256 is {found}, not the pinned {sha256}; the file was not kept"
+                    )
+
+        self._persist("GET", url, fetch)
+
+    def _answer(self, method: str, url: str, options: dict[str, Any]) -> httpx.Response:
+        answer = self._client.request(method, url, **options)
+        answer.raise_for_status()
+        return answer
+
+    def _persist(self, method: str, url: str, act: Callable[[], T]) -> T:
+        attempts = self.patience.attempts if method.upper() in IDEMPOTENT else 1
+        for attempt in range(1, attempts + 1):
+            try:
+                return act()
+            except httpx.HTTPStatusError as problem:
+                status = problem.response.status_code
+                if status not in WORTH_RETRYING or attempt == attempts:
+                    reason = f"the server answered {status} {problem.response.reason_phrase}".rstrip()
+                    raise NetworkError(_complaint(method, url, reason, attempt)) from None
+                pause = _retry_after(problem.response)
+            except httpx.TransportError as problem:
+                if attempt == attempts:
+                    reason = str(problem) or type(problem).__name__
+                    raise NetworkError(_complaint(method, url, reason, attempt)) from None
+                pause = None
+            except (httpx.InvalidURL, httpx.TooManyRedirects) as problem:
+                raise NetworkError(_complaint(method, url, str(problem), attempt)) from None
+            if pause is None:
+                pause = self.patience.pause_s * 2 ** (attempt - 1)
+            self._sleep(min(pause, self.patience.longest_pause_s))
+        raise NetworkError(f"{method} {url}: no attempt was allowed; set attempts to 1 or more")
+
+
+def _store(answer: httpx.Response, part: Path, max_bytes: int, progress: Progress) -> str:
+    """Write the body to `part` and return its SHA-256."""
+    announced = int(answer.headers.get("Content-Length", 0))
+    if announced > max_bytes:
+        raise LimitError(f"{answer.url}: {announced} bytes announced, at most {max_bytes} are accepted")
+    digest, n_bytes = hashlib.sha256(), 0
+    with part.open("wb") as handle:
+        for chunk in answer.iter_raw(CHUNK_BYTES):
+            n_bytes += len(chunk)
+            if n_bytes > max_bytes:
+                raise LimitError(f"{answer.url}: more than the {max_bytes} bytes that are accepted")
+            digest.update(chunk)
+            handle.write(chunk)
+            progress(n_bytes, announced or None)
+    return digest.hexdigest()
+
+
+def _trust(ca_file: str | None) -> ssl.SSLContext:
+    # the system's certificates know an institute's own authority; certifi's serve where the system has none
+    context = ssl.create_default_context(cafile=certifi.where())
+    context.load_default_certs()
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    return context
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    text = answer.headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else None  # the form with a date is rare; our own pause does then
+
+
+def _complaint(method: str, url: str, reason: str, attempts: int) -> str:
+    tried = f" (tried {attempts} times)" if attempts > 1 else ""
+    return f"{method} {url}: {reason}{tried}"

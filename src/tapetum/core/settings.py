@@ -1,0 +1,177 @@
+"""Settings: command line > ``TAPETUM_*`` environment > ``tapetum.toml`` > default. An unknown key is an error.
+
+The file is the one given with ``--config``, else ``./tapetum.toml``, else ``$XDG_CONFIG_HOME/tapetum/tapetum.toml``.
+Sections are nested models; in the environment a double underscore separates them (``TAPETUM_STORE__URL``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from tapetum import __version__
+from tapetum.core.errors import InputError
+from tapetum.core.files import whole_file
+from tapetum.core.places import config_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENV_PREFIX = "TAPETUM_"
+NOT_SETTINGS = {"TAPETUM_TEST_DATA"}  # environment variables with our prefix that are not settings
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class AlertSettings(_Section):
+    """How alerts are read and scored."""
+
+    model: str = Field("realbogus", description="Model that scores alerts when none is named.")
+    batch: int = Field(128, ge=1, le=4096, description="Packets handed to a worker at a time.")
+
+
+class StoreSettings(_Section):
+    """Where alerts are kept."""
+
+    url: str | None = Field(None, description="SQLAlchemy URL of the store, for instance sqlite:///night.db.")
+    segments_url: str | None = Field(
+        None, description="Folder of the cutout segments; default: beside the database."
+    )
+    segment_bytes: int = Field(2**30, ge=2**20, description="A segment is closed beyond this size [bytes].")
+    commit_alerts: int = Field(512, ge=1, le=100_000, description="Alerts per transaction.")
+
+
+class Settings(BaseSettings):
+    """Every knob, typed."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid")
+
+    jobs: int = Field(1, ge=1, le=1024, description="Worker processes.")
+    seed: int = Field(20260, ge=0, description="Seed of every random number generator.")
+    alerts: AlertSettings = AlertSettings()
+    store: StoreSettings = StoreSettings()
+
+
+def settings_file(config: Path | None = None) -> Path | None:
+    """The settings file in force, or None.
+
+    Raises
+    ------
+    InputError
+        `config` was named and does not exist.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise InputError(f"{config}: no such settings file")
+        return config
+    for candidate in (Path("tapetum.toml"), config_dir() / "tapetum.toml"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Layer the settings.
+
+    Parameters
+    ----------
+    config
+        Settings file; None looks in the usual places.
+    overrides
+        Values of the command line by dotted name (``"store.url"``); None values are skipped.
+
+    Raises
+    ------
+    InputError
+        The file is not TOML, a key is unknown, or a value does not fit; the message names it.
+    """
+    path = settings_file(config)
+    _refuse_unknown_environment()
+
+    class Layered(Settings):
+        """The same settings, read from `path` below environment and command line."""
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            del dotenv_settings, file_secret_settings
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    try:
+        return Layered(**_nest({key: value for key, value in (overrides or {}).items() if value is not None}))
+    except tomllib.TOMLDecodeError as problem:
+        raise InputError(f"{path}: not valid TOML: {problem}") from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path or 'settings'}: {key}: {first['msg']} (known keys: tapetum doctor --settings)"
+        ) from None
+
+
+def write_settings(path: Path, settings: Settings, command: Mapping[str, Any]) -> None:
+    """Write the settings a run used beside its output, as TOML, with version and command."""
+    lines = [f"# written by tapetum {__version__}", "", "[run]"]
+    lines += [
+        f"{key} = {_toml(value)}"
+        for key, value in {"version": __version__, **command}.items()
+        if value is not None
+    ]
+    values = settings.model_dump()
+    scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    for section, content in [
+        ("settings", scalars),
+        *((f"settings.{k}", v) for k, v in values.items() if isinstance(v, dict)),
+    ]:
+        lines += ["", f"[{section}]"]
+        lines += [f"{key} = {_toml(value)}" for key, value in content.items() if value is not None]
+    with whole_file(path) as part:
+        part.write_text("\n".join(lines) + "\n")
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers, booleans and arrays of them are valid TOML as well
+    if isinstance(value, Path):
+        return json.dumps(str(value))
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
+
+
+def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *sections, name = key.split(".")
+        target = nested
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = value
+    return nested
+
+
+def _refuse_unknown_environment() -> None:
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields} | NOT_SETTINGS
+    for name in os.environ:
+        if name.startswith(ENV_PREFIX) and name.split("__")[0].upper() not in known:
+            raise InputError(
+                f"environment variable {name}: no such setting (known keys: tapetum doctor --settings)"
+            )

@@ -1,0 +1,151 @@
+"""Stamps as small PNG pictures: robust stretch, crisp pixels, missing pixels plain to see."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Stretch = Literal["asinh", "linear"]
+
+GREY_LEVELS = 254  # palette entries 0..253; the last two are the hatch of missing pixels
+HATCH = ((112, 72, 132), (72, 44, 88))
+HATCH_PERIOD = 4  # pixel
+LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.7
+LEAST_SPAN = 8.0  # noise sigmas between sky and white, so that empty sky does not look like a discovery
+SOFTENING = 3.0  # noise sigmas: linear below, logarithmic above
+SIGMA_PER_MAD = 1.4826
+
+
+def display_limits(image: NDArray[np.floating]) -> tuple[float, float, float, float]:
+    """Sky, noise, black and white of an image.
+
+    Parameters
+    ----------
+    image : ndarray, shape (n_y, n_x)
+        Any unit; non-finite pixels do not count.
+
+    Returns
+    -------
+    sky, sigma : float
+        Median and 1.4826 MAD; `sigma` falls back to the standard deviation, then to 1, where the MAD is 0.
+    black, white : float
+        1st percentile; 99.7th percentile, but at least 8 `sigma` above the sky.
+    """
+    values = image[np.isfinite(image)].astype(np.float64)
+    if values.size == 0:
+        return 0.0, 1.0, -1.0, LEAST_SPAN
+    sky = float(np.median(values))
+    sigma = SIGMA_PER_MAD * float(np.median(np.abs(values - sky))) or float(values.std()) or 1.0
+    black, white = np.percentile(values, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    return sky, sigma, min(float(black), sky - sigma), max(float(white), sky + LEAST_SPAN * sigma)
+
+
+def to_levels(image: NDArray[np.floating], stretch: Stretch = "asinh") -> NDArray[np.uint8]:
+    """Palette indices of an image: 0 black ... 253 white, 254 and 255 the hatch of non-finite pixels.
+
+    Parameters
+    ----------
+    image : ndarray, shape (n_y, n_x)
+    stretch
+        ``asinh`` is linear near the sky and logarithmic far above it (Lupton et al. 2004, PASP 116, 133).
+
+    Returns
+    -------
+    ndarray of uint8, shape (n_y, n_x)
+    """
+    sky, sigma, black, white = display_limits(image)
+    bad = ~np.isfinite(image)
+    values = np.where(bad, sky, image).astype(np.float64)
+    if stretch == "asinh":
+        soft = SOFTENING * sigma
+        values = np.arcsinh((values - sky) / soft)
+        black, white = math.asinh((black - sky) / soft), math.asinh((white - sky) / soft)
+    scaled = np.clip((values - black) / (white - black), 0, 1)
+    levels = np.rint(scaled * (GREY_LEVELS - 1)).astype(np.uint8)
+    row, column = np.indices(image.shape)
+    stripe = ((row + column) % HATCH_PERIOD >= HATCH_PERIOD // 2).astype(np.uint8)
+    return np.where(bad, GREY_LEVELS + stripe, levels).astype(np.uint8)
+
+
+def north_up(image: NDArray[np.floating], cd: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Turn and mirror an image by quarter turns until North is up and East left, as near as can be.
+
+    Parameters
+    ----------
+    image : ndarray, shape (n_y, n_x)
+        First row at the bottom, as FITS has it.
+    cd : ndarray, shape (2, 2)
+        The CD matrix of its WCS: columns are the steps on the sky (East, North) per pixel in x and y.
+
+    Returns
+    -------
+    ndarray
+        The same pixels, first row at the bottom; no pixel is resampled.
+    """
+    east_of_x, east_of_y = cd[0]
+    north_of_x, north_of_y = cd[1]
+    if abs(north_of_x) + abs(east_of_y) > abs(north_of_y) + abs(east_of_x):
+        image = image.T
+        east_of_x, east_of_y, north_of_x, north_of_y = east_of_y, east_of_x, north_of_y, north_of_x
+    if north_of_y < 0:
+        image = image[::-1]
+    if east_of_x > 0:
+        image = image[:, ::-1]
+    return image
+
+
+def stamp_png(image: NDArray[np.floating], *, scale: int = 1, stretch: Stretch = "asinh") -> bytes:
+    """A stamp as PNG, its first row at the bottom as FITS viewers show it.
+
+    Parameters
+    ----------
+    image : ndarray, shape (n_y, n_x)
+    scale
+        Picture pixels per image pixel; pixels stay crisp squares. A page enlarges with CSS instead.
+
+    Returns
+    -------
+    bytes
+    """
+    levels = to_levels(image, stretch)[::-1]
+    return encode_png(np.repeat(np.repeat(levels, scale, 0), scale, 1))
+
+
+def encode_png(levels: NDArray[np.uint8]) -> bytes:
+    """PNG with a palette of greys and the two colours of missing pixels.
+
+    Layout: PNG specification, third edition (W3C 2025), sections 5 and 11.
+
+    Parameters
+    ----------
+    levels : ndarray of uint8, shape (n_y, n_x)
+        Palette indices; the first row is the top of the picture.
+    """
+    n_y, n_x = levels.shape
+    greys = [(round(255 * level / (GREY_LEVELS - 1)),) * 3 for level in range(GREY_LEVELS)]
+    palette = bytes(value for colour in (*greys, *HATCH) for value in colour)
+    lines = np.concatenate([np.zeros((n_y, 1), np.uint8), levels], axis=1)  # filter 0 before each line
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", n_x, n_y, 8, 3, 0, 0, 0)),
+        (b"PLTE", palette),
+        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
+        (b"IEND", b""),
+    )
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as the address of an ``<img>``, so that the page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -1,0 +1,221 @@
+"""The one table writer: the file's suffix decides the format.
+
+Parquet and CSV leave Arrow directly; ECSV, VOTable, FITS and HDF5 go through `astropy.table.Table`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tapetum.core.errors import UsageError
+from tapetum.core.files import whole_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from astropy.table import Table
+
+STDOUT = "-"
+
+
+def table_format(path: str) -> str:
+    """The format that `path` asks for; ``-`` is CSV on stdout.
+
+    Call it before the work, so that a wrong suffix is found at once.
+
+    Raises
+    ------
+    UsageError
+        The suffix is not one of ours; the message names those that are.
+    """
+    if path == STDOUT:
+        return "csv"
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise UsageError(
+            f"{path}: unknown table suffix {suffix!r}; known: {' '.join(_FORMATS)}, or - for CSV on stdout"
+        )
+    return _FORMATS[suffix]
+
+
+def write_table(
+    table: pa.Table,
+    path: str,
+    metadata: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
+) -> None:
+    """Write a table; the file appears whole.
+
+    Parameters
+    ----------
+    table
+        Any Arrow table. Columns of lists or structs fit into Parquet only.
+    path
+        File whose suffix decides the format, or ``-`` for CSV on stdout.
+    metadata
+        Words about the whole table, beside those that `table.schema` carries. CSV has no place for them.
+    units
+        Unit of a column by its name, as astropy spells it (``"deg"``, ``"mag"``, ``"d"``); others have none.
+
+    Raises
+    ------
+    UsageError
+        Unknown suffix, or a nested column in a format that cannot hold it.
+    OSError
+        The file cannot be written.
+    """
+    kind = table_format(path)
+    words = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    words |= dict(metadata or {})
+    if path == STDOUT:
+        _write_csv(table, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    with whole_file(Path(path)) as part:
+        _WRITERS[kind](table, part, words, units or {})
+
+
+def to_astropy(table: pa.Table, metadata: Mapping[str, str], units: Mapping[str, str]) -> Table:
+    """Arrow table -> astropy Table with units and metadata; nulls are masked.
+
+    Raises
+    ------
+    UsageError
+        A column is nested.
+    """
+    from astropy.table import Table
+
+    out = Table(meta=dict(metadata))
+    for name in table.column_names:
+        out[name] = _column(name, table[name])
+        if name in units:
+            out[name].unit = units[name]
+    return out
+
+
+def _column(name: str, values: pa.ChunkedArray) -> Any:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from astropy.table import Column, MaskedColumn
+
+    if pa.types.is_nested(values.type):
+        raise UsageError(f"column {name!r} is {values.type}: only .parquet can hold it")
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    missing = np.asarray(values.is_null())
+    text = (
+        pa.types.is_string(values.type)
+        or pa.types.is_large_string(values.type)
+        or pa.types.is_null(values.type)
+    )
+    if text:
+        plain = np.array(["" if item is None else item for item in values.to_pylist()], dtype=str)
+    elif missing.any():
+        zero = pa.scalar(0).cast(values.type)
+        plain = pc.fill_null(values, zero).to_numpy()
+    else:
+        plain = values.to_numpy()
+    if not missing.any():
+        return Column(plain, name=name)
+    # formats that mark a null by a value get one that is no number of ours (astropy's 999999 could be)
+    null = np.iinfo(plain.dtype).min if plain.dtype.kind == "i" else None
+    return MaskedColumn(plain, name=name, mask=missing, fill_value=null)
+
+
+def _write_csv(table: pa.Table, target: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.csv as pacsv
+
+    for number, column in enumerate(table.schema):
+        if pa.types.is_nested(column.type):
+            raise UsageError(f"column {column.name!r} is {column.type}: only .parquet can hold it")
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(number, column.name, table[column.name].cast(column.type.value_type))
+    header = ",".join(f'"{name}"' if re.search(r'[",\n]', name) else name for name in table.column_names)
+    target.write((header + "\n").encode())
+    pacsv.write_csv(table, target, pacsv.WriteOptions(include_header=False, quoting_style="needed"))
+
+
+def _csv_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
+    del words, units
+    with part.open("wb") as handle:
+        _write_csv(table, handle)
+
+
+def _parquet_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [
+        column.with_metadata({"unit": units[column.name]}) if column.name in units else column
+        for column in table.schema
+    ]
+    pq.write_table(table.cast(pa.schema(fields, metadata=dict(words))), part, compression="zstd")
+
+
+def _ecsv_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
+    to_astropy(table, words, units).write(part, format="ascii.ecsv")
+
+
+def _votable_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
+    from astropy.io.votable import from_table
+    from astropy.io.votable.tree import Info
+
+    document = from_table(to_astropy(table, {}, units))
+    for number, (key, value) in enumerate(words.items()):
+        document.resources[0].infos.append(Info(ID=f"meta_{number}", name=key, value=value))
+    document.to_xml(str(part))
+
+
+def _fits_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
+    import numpy as np
+    from astropy.io import fits
+    from astropy.table import MaskedColumn
+
+    plain = to_astropy(table, {}, units)
+    for name in plain.colnames:
+        column = plain[name]
+        if hasattr(column, "mask") and column.dtype.kind == "b":
+            # a FITS logical has no null: keep the three states as 0, 1 and null integers
+            plain[name] = MaskedColumn(column.astype(np.int16), fill_value=np.iinfo(np.int16).min)
+    hdu = fits.table_to_hdu(plain)
+    hdu.name = "TABLE"
+    for key, value in words.items():
+        line = value.replace("\n", " ").encode("ascii", "backslashreplace").decode()
+        if re.fullmatch(r"[A-Za-z0-9_-]{1,8}", key) and key.upper() not in hdu.header:
+            hdu.header[key.upper()] = line
+        else:  # longer keywords have no place in a FITS header
+            hdu.header.add_history(f"{key} = {line}")
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(part, overwrite=True, checksum=True)
+
+
+def _hdf5_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
+    to_astropy(table, words, units).write(
+        part, format="hdf5", path="table", serialize_meta=True, overwrite=True
+    )
+
+
+_FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".ecsv": "ecsv",
+    ".vot": "votable",
+    ".xml": "votable",
+    ".fits": "fits",
+    ".hdf5": "hdf5",
+    ".h5": "hdf5",
+}
+
+_Writer = Callable[["pa.Table", Path, Mapping[str, str], Mapping[str, str]], None]
+_WRITERS: dict[str, _Writer] = {
+    "parquet": _parquet_file,
+    "csv": _csv_file,
+    "ecsv": _ecsv_file,
+    "votable": _votable_file,
+    "fits": _fits_file,
+    "hdf5": _hdf5_file,
+}

@@ -1,0 +1,22 @@
+"""Run the test suite and say what could not run and how to get it."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+
+def main() -> int:
+    """Run pytest with the arguments given; its exit status is ours."""
+    status = subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], check=False).returncode
+    if importlib.util.find_spec("torch") is None:
+        pip = ".venv/bin/python -m pip install"
+        print(
+            f"training was skipped: torch is not installed; get it with  {pip} torch==2.13.0 && {pip} -e '.[train]'"
+        )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
