@@ -1,0 +1,160 @@
+"""Light curves of single alerts: sorted, cleaned, and corrected for the flux in the reference image.
+
+Formulas: the survey's guide to reading alert photometry as Kowalski applies it; magnitudes by Pogson's law. For
+variable stars a difference flux means little alone: the star's own flux in the reference image must be added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tapetum.alerts.batch import History, ReferencePhotometry
+from tapetum.surveys.conventions import AB_ZERO_POINT_NJY, MAG_PER_LN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LightCurve:
+    """One object's photometry from one packet, by time; columns as in `tapetum.alerts.batch.History`."""
+
+    mjd: NDArray[np.float64]
+    band: NDArray[np.str_]
+    mag: NDArray[np.float64]
+    mag_err: NDArray[np.float64]
+    mag_limit: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    flux_err: NDArray[np.float64]
+    forced: NDArray[np.bool_]
+    reference: ReferencePhotometry | None
+
+    def __len__(self) -> int:
+        return int(self.mjd.size)
+
+
+@dataclass(frozen=True)
+class ApparentMagnitudes:
+    """Magnitudes of the source itself, reference and difference together [mag]; NaN where not available.
+
+    Attributes
+    ----------
+    mag, mag_err : ndarray of float64, shape (n_rows,)
+        For detections.
+    brightest, faintest : ndarray of float64, shape (n_rows,)
+        For non-detections: the bounds that the limit leaves.
+    """
+
+    mag: NDArray[np.float64]
+    mag_err: NDArray[np.float64]
+    brightest: NDArray[np.float64]
+    faintest: NDArray[np.float64]
+
+
+def light_curve(
+    history: History, alert: int, *, forced: bool = True, min_forced_snr: float = 3.0
+) -> LightCurve:
+    """Photometry of one alert of a batch, sorted by time, repeated rows dropped.
+
+    Parameters
+    ----------
+    alert
+        Row of the batch.
+    forced
+        Keep forced photometry.
+    min_forced_snr
+        A forced flux below this many sigmas is shown as a limit (its flux becomes NaN).
+    """
+    keys: dict[tuple[float, str, bool, float | None], int] = {}
+    for row in range(history.offsets[alert], history.offsets[alert + 1]):
+        if forced or not history.forced[row]:
+            mag = None if np.isnan(history.mag[row]) else float(history.mag[row])
+            keys.setdefault((history.mjd[row], history.band[row], bool(history.forced[row]), mag), row)
+    chosen = np.array(
+        sorted(keys.values(), key=lambda row: (bool(history.forced[row]), history.mjd[row])), np.intp
+    )
+    flux = history.flux[chosen].copy()
+    weak = history.forced[chosen] & ~(np.abs(flux) > min_forced_snr * history.flux_err[chosen])
+    flux[weak] = np.nan
+    ours = history.reference
+    reference = None
+    if ours is not None:
+        reference = ReferencePhotometry(
+            *(a[chosen] for a in (ours.mag, ours.mag_err, ours.field, ours.quadrant))
+        )
+    return LightCurve(
+        history.mjd[chosen], np.array([history.band[row] for row in chosen], np.str_), history.mag[chosen],
+        history.mag_err[chosen], history.mag_limit[chosen], flux, history.flux_err[chosen],
+        history.forced[chosen], reference,
+    )  # fmt: skip
+
+
+def is_star(
+    distance_arcsec: float, score: float, *, match_radius_arcsec: float = 1.5, threshold: float = 0.4
+) -> bool:
+    """Whether the nearest catalogued source is close enough and star-like enough to be the source itself."""
+    return distance_arcsec < match_radius_arcsec and score > threshold
+
+
+def add_reference_flux(curve: LightCurve) -> LightCurve:
+    r"""Difference flux plus the source's flux in the reference image.
+
+    .. math:: f = f_{diff} + f_{ref}, \quad \sigma_f^2 = \sigma_{diff}^2 + \sigma_{ref}^2
+
+    A missing reference magnitude is the median of the same field, quadrant and band.
+
+    Raises
+    ------
+    ValueError
+        The light curve was decoded without its reference photometry.
+    """
+    reference = _imputed(curve)
+    flux_ref = 10 ** (-0.4 * (reference.mag - AB_ZERO_POINT_NJY))
+    err_ref = flux_ref * reference.mag_err / MAG_PER_LN
+    detected = np.isfinite(curve.flux)
+    flux_err = np.where(detected, np.hypot(curve.flux_err, err_ref), curve.flux_err)
+    return replace(curve, flux=curve.flux + flux_ref, flux_err=flux_err, reference=reference)
+
+
+def apparent_magnitudes(curve: LightCurve) -> ApparentMagnitudes:
+    """Magnitudes of reference plus difference flux, and the bounds where there is only a limit.
+
+    Raises
+    ------
+    ValueError
+        The light curve was decoded without its reference photometry.
+    """
+    reference = _imputed(curve)
+    flux_ref = 10 ** (-0.4 * reference.mag)
+    sign = np.where(curve.flux < 0, -1.0, 1.0)
+    size = 10 ** (-0.4 * curve.mag)
+    total = flux_ref + sign * size
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mag = np.where(total > 0, -2.5 * np.log10(total), np.nan)
+        mag_err = np.where(
+            total > 0, np.hypot(flux_ref * reference.mag_err, size * curve.mag_err) / total, np.nan
+        )
+        limit = np.where(np.isnan(curve.mag), 10 ** (-0.4 * curve.mag_limit), np.nan)
+        brightest = -2.5 * np.log10(flux_ref + limit)
+        faintest = np.where(flux_ref > limit, -2.5 * np.log10(np.abs(flux_ref - limit)), np.nan)
+    return ApparentMagnitudes(mag, mag_err, brightest, faintest)
+
+
+def _imputed(curve: LightCurve) -> ReferencePhotometry:
+    """Reference photometry with gaps filled by the median of the rows that share the reference image."""
+    reference = curve.reference
+    if reference is None:
+        raise ValueError(
+            "the light curve has no reference photometry: decode the packets with reference=True"
+        )
+    mag, mag_err = reference.mag.copy(), reference.mag_err.copy()
+    for values in (mag, mag_err):
+        for row in np.flatnonzero(np.isnan(values)):
+            same = (curve.band == curve.band[row]) & (reference.field == reference.field[row])
+            same &= (reference.quadrant == reference.quadrant[row]) & np.isfinite(values)
+            if same.any():
+                values[row] = np.median(values[same])
+    return replace(reference, mag=mag, mag_err=mag_err)
