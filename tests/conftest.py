@@ -28,5 +28,6 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's settings, models or downloads."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("cache", "config"):
+        (tmp_path / name).mkdir()  # astropy warns when a named folder is not there
+        monkeypatch.setenv(f"XDG_{name.upper()}_HOME", str(tmp_path / name))

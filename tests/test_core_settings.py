@@ -31,7 +31,7 @@ def test_command_line_beats_environment_beats_file_beats_default(monkeypatch):
 
 def test_a_named_file_and_the_users_file(tmp_path, monkeypatch):
     config = tmp_path / "config" / "tapetum"
-    config.mkdir(parents=True)
+    config.mkdir()
     (config / "tapetum.toml").write_text("jobs = 5\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     assert load_settings().jobs == 5
@@ -73,3 +73,11 @@ def test_the_copy_beside_an_output_is_toml_and_complete(tmp_path):
     assert content["settings"]["jobs"] == 2
     assert content["settings"]["store"]["url"] == 'a "quoted" url'
     assert "none" not in content["run"]
+
+
+def test_passwords_are_never_written(tmp_path):
+    url = "postgresql://reader:secret@host/night"
+    write_settings(tmp_path / "out.toml", load_settings(None, {"store.url": url}), {"inputs": [url]})
+    text = (tmp_path / "out.toml").read_text()
+    assert "secret" not in text
+    assert text.count("reader:***@host") == 2

@@ -34,7 +34,7 @@ class Rejection:
     source: str
     record: int
     reason: str
-    payload: bytes = b""
+    payload: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)

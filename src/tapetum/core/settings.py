@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,13 +149,18 @@ def write_settings(path: Path, settings: Settings, command: Mapping[str, Any]) -
         part.write_text("\n".join(lines) + "\n")
 
 
+def without_password(value: Any) -> Any:
+    """A value as it may be shown or written: a URL loses its password."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", value) if isinstance(value, str) else value
+
+
 def _toml(value: Any) -> str:
     # JSON's strings, numbers, booleans and arrays of them are valid TOML as well
     if isinstance(value, Path):
         return json.dumps(str(value))
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value)
+    return json.dumps(without_password(value))
 
 
 def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:

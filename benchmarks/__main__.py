@@ -1,0 +1,22 @@
+"""Run every benchmark: ``make bench`` or ``python -m benchmarks``. Each prints its figures as lines; takes minutes."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import alerts, ingest, kill
+from benchmarks.common import machine
+
+
+def main() -> None:
+    """Command line."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    print(machine(), flush=True)
+    for model in ("braai-d6-m9", "realbogus"):
+        alerts.run(model)
+    ingest.run()
+    kill.run()
+
+
+if __name__ == "__main__":
+    main()

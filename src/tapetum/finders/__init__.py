@@ -1,0 +1,1 @@
+"""Finders: data in, scored table out. Each has `Config`, `load` and `find`."""

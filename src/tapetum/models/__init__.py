@@ -1,0 +1,1 @@
+"""Models: cards, registry, ONNX runtime, calibration, importers of foreign weights."""

@@ -1,0 +1,429 @@
+"""The model card: all that a network cannot be run or judged without, one JSON file beside ``model.onnx``."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from tapetum.core.errors import ModelError
+from tapetum.core.files import whole_file
+from tapetum.models.flags import flag_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+CARD_VERSION = 1
+FLOAT32_MAX = 3.4028234663852886e38
+STORED_ARRAY_BYTES = 64 * 2**20  # cap on one array of a card after decompression
+
+Card = TypeVar("Card", bound="CardBody")
+StampName = Literal["science", "template", "difference"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+Version = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Normalisation(_Part):
+    """What happens to the pixel values of each stamp, on its own, before the network sees them.
+
+    ``row_l2``: every pixel row divided by its own L2 norm. ``stamp_l2``: the stamp by its L2 norm.
+    ``stamp_l2_mean``: the same, then minus its mean. A norm of zero counts as one; a norm whose
+    square is beyond float32 turns all into 0, as the float32 code of the original networks does.
+    ``background_noise``: minus the median, divided by 1.4826 times the median absolute deviation, both of the
+    finite pixels, then ``softened = arcsinh(value / softening)``.
+    """
+
+    method: Literal["row_l2", "stamp_l2", "stamp_l2_mean", "background_noise"]
+    softening: float = Field(
+        default=1.0,
+        gt=0,
+        description="background_noise: where arcsinh turns from linear to logarithmic [noise]",
+    )
+
+
+class Padding(_Part):
+    """What fills the input beyond a stamp that is smaller than it."""
+
+    side: Literal["bottom_right", "centre"] = Field(description="centre: offset ceil((size - n) / 2)")
+    value: float = 0.0
+    when: Literal["before", "after"] = Field(default="after", description="before or after normalisation")
+
+
+class ImageContract(_Part):
+    """How three stamps become one image input of the network."""
+
+    kind: Literal["image"] = "image"
+    name: str = Field(description="name of the ONNX input")
+    size: int = Field(ge=1, le=1024, description="side of the input [pixel]")
+    channels: tuple[StampName, ...] = Field(
+        min_length=1, max_length=3, description="order of the stamp planes"
+    )
+    masks: Literal["none", "per_stamp", "combined"] = Field(
+        default="none",
+        description="planes after the stamps, 1 where a pixel has a value, else 0; combined: in all channels",
+    )
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    units: str = Field(default="any linear flux unit", description="unit of the stamps before normalisation")
+    missing: Literal["zero"] = Field(
+        default="zero",
+        description="NaN pixels: 0 before an L2 normalisation; not in the statistics of background_noise, 0 after",
+    )
+    limit: float = Field(
+        default=1e30,
+        gt=0,
+        le=FLOAT32_MAX,
+        description="pixels beyond +-limit (survey pipelines write -3.4e38) count as missing, like infinite ones",
+    )
+    normalisation: Normalisation
+    padding: Padding
+    larger: Literal["crop_centre", "reject"] = Field(
+        default="reject",
+        description="a stamp larger than `size`: cut about its centre before normalisation, or not scored",
+    )
+
+    @property
+    def n_planes(self) -> int:
+        """Planes of the network's input: stamps, then masks."""
+        return len(self.channels) + {"none": 0, "per_stamp": len(self.channels), "combined": 1}[self.masks]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError("a stamp is named twice in `channels`")
+        if self.normalisation.method == "background_noise" and self.padding.when == "before":
+            raise ValueError("background_noise pads after normalisation only: padding has no background")
+        return self
+
+
+class FeatureContract(_Part):
+    """How fields of the packet's candidate record become one feature input of the network."""
+
+    kind: Literal["features"] = "features"
+    name: str = Field(description="name of the ONNX input")
+    features: tuple[str, ...] = Field(min_length=1, description="names of the fields, in order")
+    fallbacks: dict[str, str] = Field(
+        default_factory=dict, description="field to take when a feature is missing"
+    )
+    scaling: Literal["none"] = "none"
+    missing: Literal["reject"] = Field(
+        default="reject", description="an alert without one of the features is not scored"
+    )
+
+
+InputContract = Annotated[ImageContract | FeatureContract, Field(discriminator="kind")]
+
+
+class Output(_Part):
+    """One output of the network."""
+
+    name: str = Field(description="name of the ONNX output")
+    columns: tuple[str, ...] = Field(min_length=1, description="what each number of a row means")
+    activation: Literal["sigmoid", "softmax", "none"] = Field(
+        default="sigmoid", description="last operation; none: logits"
+    )
+
+
+class NoCalibration(_Part):
+    """The score is not a probability."""
+
+    method: Literal["none"] = "none"
+
+
+class TemperatureCalibration(_Part):
+    """Probability = sigmoid(logit / temperature)."""
+
+    method: Literal["temperature"] = "temperature"
+    temperature: float = Field(gt=0)
+
+
+class PlattCalibration(_Part):
+    """Probability = sigmoid(a * logit + b)."""
+
+    method: Literal["platt"] = "platt"
+    a: float
+    b: float
+
+
+class IsotonicCalibration(_Part):
+    """Probability = straight lines between the knots (score, probability), constant beyond them."""
+
+    method: Literal["isotonic"] = "isotonic"
+    x: tuple[float, ...] = Field(min_length=2)
+    y: tuple[float, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _monotonic(self) -> Self:
+        if len(self.x) != len(self.y):
+            raise ValueError("x and y have different lengths")
+        if any(b <= a for a, b in zip(self.x, self.x[1:], strict=False)):
+            raise ValueError("x must increase")
+        if any(b < a for a, b in zip(self.y, self.y[1:], strict=False)) or self.y[0] < 0 or self.y[-1] > 1:
+            raise ValueError("y must not decrease and stay within 0 and 1")
+        return self
+
+
+Calibration = Annotated[
+    NoCalibration | TemperatureCalibration | PlattCalibration | IsotonicCalibration,
+    Field(discriminator="method"),
+]
+
+
+class Metric(_Part):
+    """A figure of merit with its uncertainty and what it was measured on."""
+
+    value: float
+    low: float | None = Field(default=None, description="lower end of the confidence interval")
+    high: float | None = None
+    confidence: float | None = Field(
+        default=None, gt=0, lt=1, description="of the interval, for instance 0.95"
+    )
+    n: int | None = Field(default=None, ge=0, description="examples it was measured on")
+    data: str | None = Field(default=None, description="the set it was measured on")
+    note: str | None = None
+
+
+class ReliabilityBin(_Part):
+    """One bar of the reliability diagram."""
+
+    low: float
+    high: float
+    n: int = Field(ge=0)
+    mean_probability: float | None = None
+    fraction_positive: float | None = None
+
+
+class Reliability(_Part):
+    """The reliability diagram and its expected calibration error."""
+
+    data: str
+    n: int = Field(ge=0)
+    ece: float = Field(
+        ge=0, le=1, description="sum over bins of n_bin / n * |mean probability - fraction positive|"
+    )
+    bins: tuple[ReliabilityBin, ...]
+
+
+class Source(_Part):
+    """Where the weights come from."""
+
+    description: str
+    url: str | None = None
+    citation: str | None = None
+    file: str | None = Field(default=None, description="name of the file that was imported")
+    sha256: Sha256 | None = Field(default=None, description="of the file that was imported")
+
+
+class DataSet(_Part):
+    """One set of examples."""
+
+    name: str
+    n: int | None = Field(default=None, ge=0)
+    role: Literal["training", "validation", "test"] = "training"
+    description: str = ""
+    citation: str | None = None
+
+
+class Training(_Part):
+    """What the network learned from."""
+
+    description: str
+    data: tuple[DataSet, ...] = ()
+    split: str | None = None
+    recipe: dict[str, JsonValue] = Field(default_factory=dict, description="settings of the training run")
+
+
+class StoredArray(_Part):
+    """A float32 array inside the card: little-endian bytes, deflated, base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+    @classmethod
+    def pack(cls, values: NDArray[Any]) -> Self:
+        """Pack `values` as float32."""
+        raw = np.ascontiguousarray(values, dtype="<f4").tobytes()
+        return cls(shape=tuple(values.shape), data=base64.b64encode(zlib.compress(raw, 9)).decode())
+
+    def unpack(self) -> NDArray[np.float32]:
+        """The array.
+
+        Raises
+        ------
+        ModelError
+            The text is not base64 of deflated data of this shape.
+        """
+        n_bytes = 4 * int(np.prod(self.shape, dtype=np.int64))
+        try:
+            if n_bytes > STORED_ARRAY_BYTES:
+                raise ValueError(f"{n_bytes} bytes is more than the {STORED_ARRAY_BYTES} allowed")
+            raw = zlib.decompressobj().decompress(base64.b64decode(self.data, validate=True), n_bytes + 1)
+            if len(raw) != n_bytes:
+                raise ValueError(f"{len(raw)} bytes where the shape {self.shape} needs {n_bytes}")
+        except (ValueError, zlib.error, binascii.Error) as problem:
+            raise ModelError(f"an array of the model card cannot be read: {problem}") from None
+        return np.frombuffer(raw, dtype="<f4").reshape(self.shape).astype(np.float32)
+
+
+class SyntheticStamps(_Part):
+    """Stamps made by `tapetum.models.golden.synthetic_stamps` from these numbers, the same everywhere."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = Field(ge=0, le=2**20)
+    count: int = Field(ge=1, le=64)
+    size: int = Field(ge=8, le=1024)
+
+
+class StoredStamps(_Part):
+    """Raw stamps kept in the card."""
+
+    kind: Literal["stored"] = "stored"
+    stamps: StoredArray = Field(description="(n, 3, n_y, n_x), NaN where there is no value")
+    shapes: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...]
+
+
+class Golden(_Part):
+    """Raw inputs and the outputs they must give, through preparation and network; checked at every load."""
+
+    stamps: Annotated[SyntheticStamps | StoredStamps, Field(discriminator="kind")] | None = None
+    features: tuple[tuple[float, ...], ...] | None = Field(
+        default=None, description="one row per vector, in the order of the contract"
+    )
+    outputs: tuple[tuple[float, ...], ...] = Field(
+        min_length=1, description="one row per vector: the columns of the first output"
+    )
+    tolerance: float = Field(default=1e-5, gt=0, description="largest absolute difference")
+
+
+class CardBody(_Part):
+    """What a card says about one version of one network, whatever file the network came in."""
+
+    card_version: Literal[1] = 1
+    name: Name
+    version: Version
+    title: str
+    finder: str = Field(default="realbogus", description="the finder that runs it")
+    licence: str
+    authors: tuple[str, ...]
+    source: Source
+    created: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="date of this version of the card")
+    inputs: tuple[InputContract, ...] = Field(min_length=1)
+    outputs: tuple[Output, ...] = Field(min_length=1)
+    micro_batch: int = Field(
+        default=16, ge=1, le=4096, description="alerts per run of the network that is fastest on one core"
+    )
+    flags: dict[int, str] = Field(default_factory=flag_names, description="bit of the column `flags` -> name")
+    surveys: tuple[str, ...] = Field(default=(), description="surveys whose alerts it learned from")
+    training: Training
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    calibration: Calibration = NoCalibration()
+    reliability: Reliability | None = None
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    golden: Golden | None = None
+    notes: tuple[str, ...] = ()
+    limitations: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> ImageContract | None:
+        """Contract of the image input, if the network has one."""
+        return next((entry for entry in self.inputs if isinstance(entry, ImageContract)), None)
+
+    @property
+    def features(self) -> FeatureContract | None:
+        """Contract of the feature input, if the network has one."""
+        return next((entry for entry in self.inputs if isinstance(entry, FeatureContract)), None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        kinds = [entry.kind for entry in self.inputs]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("at most one image input and one feature input")
+        if any(bit <= 0 or bit & (bit - 1) or bit >= 2**31 for bit in self.flags):
+            raise ValueError("a flag must be one bit of a positive int32")
+        if self.golden is not None:
+            _check_golden(self.golden, self.images, self.features, len(self.outputs[0].columns))
+        return self
+
+
+class ModelCard(CardBody):
+    """The card of one version of one network."""
+
+    onnx_sha256: Sha256 = Field(description="of the file model.onnx; the identity of the model")
+
+
+class CardTemplate(CardBody):
+    """The card of a known foreign network, before its weights were imported."""
+
+    weights_sha256: Sha256 = Field(description="of its weights, as `KerasNet.weights_sha256` computes it")
+
+
+def _check_golden(
+    golden: Golden, images: ImageContract | None, features: FeatureContract | None, n_columns: int
+) -> None:
+    if (golden.stamps is None) != (images is None) or (golden.features is None) != (features is None):
+        raise ValueError("golden vectors must have exactly the inputs of the network")
+    n_vectors = len(golden.outputs)
+    if any(len(row) != n_columns for row in golden.outputs):
+        raise ValueError(f"golden outputs must have {n_columns} column(s)")
+    if isinstance(golden.stamps, SyntheticStamps) and golden.stamps.count != n_vectors:
+        raise ValueError("as many golden stamps as outputs are needed")
+    if isinstance(golden.stamps, StoredStamps) and len(golden.stamps.shapes) != n_vectors:
+        raise ValueError("as many golden stamps as outputs are needed")
+    if golden.features is not None and features is not None:
+        widths = {len(row) for row in golden.features}
+        if len(golden.features) != n_vectors or widths != {len(features.features)}:
+            raise ValueError("golden features must have one row per output and one number per feature")
+
+
+def parse_card(text: str, origin: str, kind: type[Card]) -> Card:
+    """Read a card, or the template of one, from JSON text.
+
+    Raises
+    ------
+    ModelError
+        Not JSON, or not a card of this version; names `origin` and the first wrong key.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = f"{key or 'file'}: {first['msg']}"
+        raise ModelError(f"{origin}: not a model card of version {CARD_VERSION}: {reason}") from None
+
+
+def load_card(path: Path) -> ModelCard:
+    """Read ``card.json``.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, not text, or not a valid card.
+    """
+    try:
+        return parse_card(path.read_text(encoding="utf-8"), str(path), ModelCard)
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ModelError(f"{path}: the model card cannot be read: {problem}") from None
+
+
+def write_card(path: Path, card: ModelCard) -> None:
+    """Write ``card.json``, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def card_schema() -> str:
+    """The JSON Schema of the card, as it is written to ``card.schema.json``."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ModelCard.model_json_schema()}
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"

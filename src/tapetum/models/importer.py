@@ -1,0 +1,271 @@
+"""Bring a foreign network in: weights become ONNX, and what must be known to use them becomes a card."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+from pydantic import ValidationError
+
+from tapetum.core.errors import FormatError, InputError, ModelError
+from tapetum.core.files import sha256_of
+from tapetum.models.card import (
+    CardBody,
+    CardTemplate,
+    FeatureContract,
+    Golden,
+    ImageContract,
+    ModelCard,
+    Output,
+    Source,
+    SyntheticStamps,
+    Training,
+    load_card,
+    write_card,
+)
+from tapetum.models.golden import check_golden, golden_inputs, uniforms
+from tapetum.models.inputs import STAMP_ORDER
+from tapetum.models.keras_h5 import read_keras_h5
+from tapetum.models.keras_onnx import FEATURE_INPUT, IMAGE_INPUT, SCORE_OUTPUT, Translation, to_onnx
+from tapetum.models.registry import CARD_NAME, ONNX_NAME, load_template, template_names
+from tapetum.models.runtime import Model
+
+if TYPE_CHECKING:
+    import datetime
+    from pathlib import Path
+
+    from tapetum.models.keras_h5 import KerasNet
+
+GOLDEN_SEED, GOLDEN_COUNT = 7, 6
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a weight file does not say about its inputs; needed for networks that have no template.
+
+    Attributes
+    ----------
+    normalisation
+        Method, as in `tapetum.models.card.Normalisation`; required by a network with an image input.
+    channels
+        Order of the stamps.
+    size
+        Side of the input [pixel]; only for networks that take any size.
+    pad_side, pad_value, pad_when
+        As in `tapetum.models.card.Padding`.
+    features
+        Names of the candidate fields; required by a network with a feature input.
+    licence, version
+        Of the network.
+    """
+
+    normalisation: str | None = None
+    channels: tuple[str, ...] = STAMP_ORDER
+    size: int | None = None
+    pad_side: str = "bottom_right"
+    pad_value: float = 0.0
+    pad_when: str = "after"
+    features: tuple[str, ...] = ()
+    licence: str = "unknown"
+    version: str = "1.0.0"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did.
+
+    Attributes
+    ----------
+    card
+        Of the imported model.
+    folder
+        Where it lies.
+    new
+        False when the same file had been imported before.
+    """
+
+    card: ModelCard
+    folder: Path
+    new: bool
+
+
+def import_keras(
+    path: Path, name: str, contract: Contract | None, models: Path, today: datetime.date
+) -> Imported:
+    """Import a Keras whole-model ``.h5`` file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    name
+        Name of the model from now on; a known name brings its own card.
+    contract
+        What the file does not say; None, and refused, for a name with a template.
+    models
+        Folder of imported models.
+    today
+        Date for the card of a network without template.
+
+    Raises
+    ------
+    InputError
+        The file cannot be used, the contract is incomplete or does not fit, or this version was imported from
+        another file.
+    ModelError
+        The network does not give the golden vectors of its template.
+    """
+    net = read_keras_h5(path)
+    template = load_template(name)
+    if template is not None:
+        if contract is not None:
+            raise InputError(f"{name} is a known network with its own input contract; leave the options away")
+        _check_identity(path, net, template)
+    sha256 = sha256_of(path)
+    try:
+        translation = to_onnx(net)
+    except FormatError as problem:
+        raise FormatError(f"{path}: {problem}") from None
+    source = {"file": path.name, "sha256": sha256}
+    if template is not None:
+        body: CardBody = template.model_copy(update={"source": template.source.model_copy(update=source)})
+    else:
+        body = _described(path, name, contract or Contract(), translation, source, today)
+    card = _completed(body, translation)
+    return _install(card, translation.onnx, models / card.name / card.version, path)
+
+
+def _check_identity(path: Path, net: KerasNet, template: CardTemplate) -> None:
+    found = net.weights_sha256()
+    if found == template.weights_sha256:
+        return
+    for other in template_names():
+        known = load_template(other)
+        if known is not None and known.weights_sha256 == found:
+            raise InputError(
+                f"{path}: these are the weights of {other}, not of {template.name}; use --name {other}"
+            )
+    raise InputError(
+        f"{path}: these are not the weights of {template.name}; choose another name, and give the contract"
+    )
+
+
+def _described(
+    path: Path,
+    name: str,
+    contract: Contract,
+    translation: Translation,
+    source: dict[str, str],
+    today: datetime.date,
+) -> CardBody:
+    """The card of a network without template, from what the user said about it."""
+    if translation.output_shape[1:] or translation.output_shape[0] is None:
+        raise FormatError(f"{path}: an output of shape {translation.output_shape} is not a score")
+    n_columns = translation.output_shape[0]
+    columns = ("score",) if n_columns == 1 else tuple(f"class_{column}" for column in range(n_columns))
+    try:
+        return CardBody(
+            name=name,
+            version=contract.version,
+            title=f"{name}, imported from {path.name}",
+            licence=contract.licence,
+            authors=(),
+            source=Source(description="imported by the user", **source),
+            created=today.isoformat(),
+            inputs=_inputs(path, contract, translation),
+            outputs=(Output(name=SCORE_OUTPUT, columns=columns, activation=_activation(translation)),),
+            training=Training(description="not known"),
+            notes=("the input contract is the importing user's word",),
+        )
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise InputError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _activation(translation: Translation) -> Literal["sigmoid", "softmax", "none"]:
+    return cast("Literal['sigmoid', 'softmax', 'none']", translation.activation)
+
+
+def _inputs(
+    path: Path, contract: Contract, translation: Translation
+) -> tuple[ImageContract | FeatureContract, ...]:
+    inputs: list[ImageContract | FeatureContract] = []
+    if translation.image_shape is not None:
+        if contract.normalisation is None:
+            raise InputError(
+                f"{path}: the network takes stamps; say how they are normalised (--normalisation)"
+            )
+        n_y, n_x, n_planes = translation.image_shape
+        size = n_y or contract.size
+        if size is None or n_x not in (None, size):
+            raise InputError(f"{path}: the network takes {n_y} x {n_x} pixels; a square is needed (--size)")
+        if n_planes != len(contract.channels):
+            raise InputError(f"{path}: the network takes {n_planes} channels, not {len(contract.channels)}")
+        image = {
+            "name": IMAGE_INPUT,
+            "size": size,
+            "channels": contract.channels,
+            "normalisation": {"method": contract.normalisation},
+            "padding": {"side": contract.pad_side, "value": contract.pad_value, "when": contract.pad_when},
+        }
+        inputs.append(ImageContract.model_validate(image))
+    if translation.n_features is not None:
+        if len(contract.features) != translation.n_features:
+            given = len(contract.features)
+            raise InputError(
+                f"{path}: the network takes {translation.n_features} features, {given} given (--features)"
+            )
+        inputs.append(FeatureContract(name=FEATURE_INPUT, features=contract.features))
+    return tuple(inputs)
+
+
+def _completed(body: CardBody, translation: Translation) -> ModelCard:
+    """The card with the sha256 of the network, and with golden vectors: checked, or made now where there are none."""
+    values = {key: value for key, value in dict(body).items() if key != "weights_sha256"}
+    card = ModelCard(**values, onnx_sha256=hashlib.sha256(translation.onnx).hexdigest())
+    model = Model(card, translation.onnx, f"{card.name} {card.version}")
+    if card.golden is not None:
+        check_golden(card, model.scores)
+        return card
+    stamps = features = None
+    if card.images is not None:
+        stamps = SyntheticStamps(seed=GOLDEN_SEED, count=GOLDEN_COUNT, size=max(card.images.size, 8))
+    if card.features is not None:
+        width = len(card.features.features)
+        features = tuple(tuple(uniforms(GOLDEN_SEED, row, width).tolist()) for row in range(GOLDEN_COUNT))
+    blank = tuple((0.0,) * len(card.outputs[0].columns) for _ in range(GOLDEN_COUNT))
+    card = card.model_copy(update={"golden": Golden(stamps=stamps, features=features, outputs=blank)})
+    outputs = tuple(tuple(row) for row in model.scores(golden_inputs(card)).tolist())
+    golden = Golden(stamps=stamps, features=features, outputs=outputs)
+    return ModelCard.model_validate(card.model_copy(update={"golden": golden}).model_dump())
+
+
+def _install(card: ModelCard, onnx: bytes, folder: Path, path: Path) -> Imported:
+    """Put both files in place; the folder appears whole."""
+    if (folder / CARD_NAME).is_file():
+        old = load_card(folder / CARD_NAME)
+        if old.source.sha256 != card.source.sha256:
+            raise InputError(
+                f"{path}: {card.name} {card.version} was imported from another file ({old.source.file}); "
+                "give this one another --version or --name"
+            )
+        if (old.inputs, old.licence) != (card.inputs, card.licence):
+            raise InputError(
+                f"{path}: {card.name} {card.version} was imported with another contract; give a --version"
+            )
+        try:
+            Model.load(str(folder / ONNX_NAME))
+        except ModelError:
+            shutil.rmtree(folder)  # damaged since; the same file makes it whole again
+        else:
+            return Imported(old, folder, new=False)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / ONNX_NAME).write_bytes(onnx)
+    write_card(part / CARD_NAME, card)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return Imported(card, folder, new=True)

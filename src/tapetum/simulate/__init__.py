@@ -1,0 +1,1 @@
+"""Alerts, images and light curves made on the spot, with truth."""

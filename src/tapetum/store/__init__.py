@@ -1,0 +1,1 @@
+"""Alerts, objects, light curves and scores on disk: written once, never lost, never doubled."""

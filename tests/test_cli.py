@@ -1,0 +1,140 @@
+"""The command as a user meets it: instant help, examples everywhere, exit codes, output whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import typer.main
+
+from tapetum.cli.app import app
+
+COLUMNS = (
+    "alert_id", "object_id", "survey", "mjd", "ra", "dec", "model", "model_version", "score", "probability", "flags",
+    "error",
+)  # fmt: skip
+HEAVY = {
+    "numpy",
+    "astropy",
+    "pyarrow",
+    "numba",
+    "onnxruntime",
+    "sqlalchemy",
+    "matplotlib",
+    "rich",
+    "torch",
+    "pandas",
+}
+
+
+def leaves(command=None, path=()):
+    """(words, command) of every verb."""
+    command = command or typer.main.get_command(app)
+    inner = getattr(command, "commands", None)
+    if not inner:
+        yield path, command
+    for name, child in (inner or {}).items():
+        yield from leaves(child, (*path, name))
+
+
+def run(*arguments):
+    """The installed command itself, as a user calls it."""
+    command = [Path(sys.executable).with_name("tapetum"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["alerts"], ["models"], ["store"], ["samples"], ["alerts", "score"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom tapetum.cli import main\n"
+        f"sys.argv = ['tapetum', *{arguments!r}, '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in out.stdout
+    assert out.stdout.strip().endswith("HEAVY []")
+
+
+def test_the_nouns_of_this_release():
+    names = {path[0] for path, _ in leaves()}
+    assert names == {"alerts", "models", "store", "samples", "demo", "doctor"}
+
+
+@pytest.mark.parametrize("words", [path for path, _ in leaves()], ids=" ".join)
+def test_every_verb_has_an_example_of_itself(words):
+    command = next(command for path, command in leaves() if path == words)
+    assert f"Example: tapetum {' '.join(words)}" in command.help
+
+
+def test_version_and_completion():
+    assert run("--version").stdout.startswith("tapetum ")
+    shown = run("--show-completion", "bash")
+    assert "tapetum" in shown.stdout + shown.stderr
+
+
+def test_errors_are_one_line_with_their_exit_code(tmp_path: Path):
+    missing = run("alerts", "score", tmp_path / "nothing.avro", "-o", tmp_path / "s.csv")
+    assert missing.returncode == 3
+    assert "nothing.avro: no such file" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    assert not list(tmp_path.glob("s.csv*"))
+    model = run("alerts", "score", tmp_path, "-o", tmp_path / "s.csv", "--model", "nonesuch")
+    assert model.returncode in (1, 3)
+    assert "Traceback" not in model.stderr
+    assert run("alerts", "score", "--nonsense").returncode == 2
+    config = run("--config", tmp_path / "none.toml", "alerts", "score", tmp_path, "-o", "-")
+    assert config.returncode == 3
+    assert "none.toml: no such settings file" in config.stderr
+
+
+@pytest.fixture(scope="module")
+def packets(real_data: Path) -> Path:
+    return real_data / "alerts" / "pgir"
+
+
+def test_score_writes_the_columns_of_the_contract(packets: Path, tmp_path: Path):
+    out = tmp_path / "scores.parquet"
+    done = run("alerts", "score", packets, "-o", out)
+    assert (done.returncode, done.stdout) == (0, "")
+    table = pq.read_table(out)
+    assert tuple(table.column_names) == COLUMNS
+    assert table.num_rows == len(list(packets.glob("*.avro")))
+    assert set(table["model"].to_pylist()) == {"realbogus"}
+    for score, error in zip(table["score"].to_pylist(), table["error"].to_pylist(), strict=True):
+        assert (score is None) == (error is not None)
+        assert score is None or 0 <= score <= 1
+    settings = (tmp_path / "scores.parquet.settings.toml").read_text()
+    assert "[settings.alerts]" in settings
+    again = run("alerts", "score", packets, "-o", out)
+    assert "finished already" in again.stderr
+    other = run("alerts", "score", next(packets.glob("*.avro")), "-o", out)
+    assert "1 alerts scored" in other.stderr
+    assert (
+        "12 alerts" in run("alerts", "score", packets, "-o", out, "--overwrite").stderr
+        or table.num_rows != 12
+    )
+
+
+def test_stdout_is_data_and_workers_change_nothing(packets: Path):
+    one = run("alerts", "score", packets, "-o", "-")
+    two = run("alerts", "score", packets, "-o", "-", "--jobs", "2")
+    assert one.stdout.splitlines()[0].replace('"', "") == ",".join(COLUMNS)
+    assert one.stdout == two.stdout
+    assert "scored" not in one.stderr
+
+
+def test_some_rejected_is_exit_five_all_rejected_is_three(packets: Path, tmp_path: Path):
+    malformed = packets.parent / "malformed"
+    some = run("alerts", "score", packets, malformed, "-o", tmp_path / "s.csv")
+    assert some.returncode == 5
+    assert some.stderr.count("rejected: ") == len(list(malformed.glob("*.avro")))
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + len(list(packets.glob("*.avro")))
+    none = run("alerts", "score", malformed, "-o", tmp_path / "n.csv")
+    assert none.returncode == 3
+    assert not (tmp_path / "n.csv").exists()
