@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.common import real_packets
 from tapetum.alerts.decode import decode_packets
 from tapetum.alerts.packets import SYNC_BYTES, Packet, iter_packets
-from tapetum.alerts.records import container_header
+from tapetum.alerts.records import container_header, encode_long
 from tapetum.core.errors import TapetumError
 
 MAX_SAMPLE = 1000
@@ -64,9 +64,9 @@ def write_replicas(packets: list[Packet], n: int, path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         for number in range(n):
             packet, (candid, name) = packets[number % len(packets)], old[number % len(packets)]
-            body = packet.body.replace(_long(candid), _long(FIRST_ID + number))
+            body = packet.body.replace(encode_long(candid), encode_long(FIRST_ID + number))
             body = body.replace(name.encode(), ("new" + _base36(number).zfill(len(name) - 3)).encode())
-            head = headers[packet.schema.fingerprint] + _long(1) + _long(len(body))
+            head = headers[packet.schema.fingerprint] + encode_long(1) + encode_long(len(body))
             content = head + body + bytes(SYNC_BYTES)
             member = tarfile.TarInfo(f"{FIRST_ID + number}.avro")
             member.size = len(content)
@@ -85,18 +85,9 @@ def _simulated() -> list[Packet]:
 def _identity(packet: Packet) -> tuple[int, str]:
     ((batch, _),), _ = decode_packets([packet], stamps=False)
     candid, name = int(batch.alert_id[0]), batch.object_id[0]
-    if len(_long(candid)) != len(_long(FIRST_ID)) or len(name) < 8:
+    if len(encode_long(candid)) != len(encode_long(FIRST_ID)) or len(name) < 8:
         raise ValueError(f"{packet.source}: ids {candid} and {name} cannot be replaced byte for byte")
     return candid, name
-
-
-def _long(value: int) -> bytes:
-    rest, out = value << 1, bytearray()
-    while rest > 0x7F:
-        out.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)
 
 
 def _base36(number: int) -> str:

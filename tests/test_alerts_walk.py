@@ -229,3 +229,9 @@ def test_recursive_and_deep_schemas_are_refused():
         load_schema(deep.encode())
     with pytest.raises(LimitError, match="bytes long"):
         load_schema(b" " * 100, Limits(schema_bytes=10))
+
+
+def test_a_schema_is_compiled_once():
+    text = b'{"type": "record", "name": "once", "fields": [{"name": "a", "type": "long"}]}'
+    assert load_schema(text) is load_schema(bytes(text))
+    assert load_schema(text).program is load_schema(text).program

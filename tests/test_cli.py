@@ -138,3 +138,18 @@ def test_some_rejected_is_exit_five_all_rejected_is_three(packets: Path, tmp_pat
     none = run("alerts", "score", malformed, "-o", tmp_path / "n.csv")
     assert none.returncode == 3
     assert not (tmp_path / "n.csv").exists()
+
+
+def test_several_models_are_several_rows(packets: Path, tmp_path: Path):
+    from tapetum.models.registry import find_model
+
+    copy = str(find_model("realbogus").onnx.parent)
+    out = tmp_path / "s.parquet"
+    assert run("alerts", "score", packets, "-o", out, "--model", "realbogus", "--model", copy).returncode == 0
+    table = pq.read_table(out).to_pylist()
+    n = len(list(packets.glob("*.avro")))
+    assert len(table) == 2 * n
+    by_alert = {}
+    for row in table:
+        by_alert.setdefault(row["alert_id"], []).append(row["score"])
+    assert all(len(scores) == 2 and scores[0] == scores[1] for scores in by_alert.values())

@@ -72,7 +72,7 @@ def write_container(path: Path, packets: Iterable[Packet]) -> int:
                 handle.write(container_header(schema, sync))
             if packet.schema.fingerprint != schema.fingerprint:
                 raise FormatError(f"{path}: a container holds one schema, and these packets have several")
-            handle.write(_long(1) + _long(len(packet.body)) + packet.body + sync)
+            handle.write(encode_long(1) + encode_long(len(packet.body)) + packet.body + sync)
             n_packets += 1
         if schema is None:
             raise FormatError(f"{path}: no packets to write")
@@ -83,12 +83,14 @@ def container_header(schema: AlertSchema, sync: bytes) -> bytes:
     """Magic, metadata and sync marker of a container (Avro specification 1.11, "Object container files")."""
     text = schema.text.encode()
     entries = (b"avro.schema", text), (b"avro.codec", b"null")
-    content = b"".join(_long(len(key)) + key + _long(len(value)) + value for key, value in entries)
-    return AVRO_MAGIC + _long(len(entries)) + content + _long(0) + sync
+    content = b"".join(
+        encode_long(len(key)) + key + encode_long(len(value)) + value for key, value in entries
+    )
+    return AVRO_MAGIC + encode_long(len(entries)) + content + encode_long(0) + sync
 
 
-def _long(value: int) -> bytes:
-    """A zigzag variable-length integer; `value` is not negative here."""
+def encode_long(value: int) -> bytes:
+    """A zigzag variable-length integer of a value that is not negative, as Avro writes lengths and ids."""
     rest, out = value << 1, bytearray()
     while rest > 0x7F:
         out.append(rest & 0x7F | 0x80)
