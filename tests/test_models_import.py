@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
+import tapetum
 from tapetum.cli.models import app
 from tapetum.core.errors import FormatError, InputError, ModelError, PartialFailureError
 from tapetum.models.calibration import calibrate
@@ -467,3 +472,19 @@ def test_import_command(network):
     )
     assert isinstance(run(app, ["import", str(network), "--name", "other"]).exception, InputError)
     assert run(app, ["import", str(network)]).exit_code == 2
+
+
+def test_the_runtime_reports_to_nobody(tmp_path):
+    code = "import os; from tapetum.models.runtime import Model; Model.load('realbogus')"
+    code += "; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "quiet"), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == "1"
+    assert [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name.lower()] == []
+    importers = [
+        p.name for p in Path(tapetum.__file__).parent.rglob("*.py") if "import onnxruntime" in p.read_text()
+    ]
+    assert importers == ["_ort.py"]

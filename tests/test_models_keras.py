@@ -7,12 +7,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from tapetum.core.errors import FormatError, InputError
 from tapetum.models.keras_h5 import read_keras_h5
 from tapetum.models.keras_onnx import ACTIVATIONS, BUILDERS, to_onnx
+from tapetum.models.runtime import open_session
 
 N = 3  # alerts per comparison
 
@@ -126,7 +126,7 @@ def write(path, layers, kind="Sequential", version="2.4.0", **config):
 
 
 def run(path, **inputs):
-    session = ort.InferenceSession(to_onnx(read_keras_h5(path)).onnx)
+    session = open_session(to_onnx(read_keras_h5(path)).onnx, str(path))
     return session.run(None, inputs)[0]
 
 

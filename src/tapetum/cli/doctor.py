@@ -92,13 +92,13 @@ def check_versions(seen: Checkup) -> None:
 
 def check_devices(seen: Checkup) -> None:
     """Cores and memory that this process may use, and what runs the networks."""
-    import onnxruntime
+    from tapetum.models._ort import ort
 
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     seen.devices = {
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": pages * page,
-        "onnxruntime_providers": onnxruntime.get_available_providers(),
+        "onnxruntime_providers": ort.get_available_providers(),
     }
 
 

@@ -6,10 +6,9 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from tapetum.core.errors import ModelError
+from tapetum.models._ort import ort, ort_errors
 from tapetum.models.calibration import calibrate
 from tapetum.models.card import FeatureContract, load_card
 from tapetum.models.golden import check_golden
