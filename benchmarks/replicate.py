@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import real_packets
+from tapetum.alerts.containers import SYNC_BYTES
 from tapetum.alerts.decode import decode_packets
-from tapetum.alerts.packets import SYNC_BYTES, Packet, iter_packets
+from tapetum.alerts.packets import Packet, iter_packets
 from tapetum.alerts.records import container_header, encode_long
 from tapetum.core.errors import TapetumError
 

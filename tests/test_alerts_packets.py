@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import io
 import json
 import lzma
+import os
 import shutil
 import tarfile
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import fastavro
@@ -20,7 +24,7 @@ import pytest
 from tapetum.alerts.batch import Rejection
 from tapetum.alerts.decode import decode_packets
 from tapetum.alerts.packets import Packet, iter_packets, read_container
-from tapetum.alerts.records import to_body, to_record, write_container
+from tapetum.alerts.records import encode_long, to_body, to_record, write_container
 from tapetum.alerts.schema import load_schema, load_schema_file
 from tapetum.alerts.stamps import write_stamp
 from tapetum.core.errors import FormatError, InputError
@@ -174,10 +178,6 @@ def test_records_go_through_dictionaries_unchanged():
         to_body({"objectId": 3}, packet.schema)
 
 
-# --- damage
-# ------------------------------------------------------------------------------------------------------------
-
-
 def test_truncation_anywhere_is_a_rejection_not_a_crash():
     data = container([record(i) for i in range(2)])
     for cut in range(0, len(data) - 1, 97):
@@ -210,18 +210,196 @@ def test_one_bad_source_does_not_stop_the_others(tmp_path: Path):
 
 
 def test_limits_on_archives_and_compressed_files(tmp_path: Path):
-    small = Limits(packet_bytes=100_000, archive_members=2)
-    (tmp_path / "bomb.avro.gz").write_bytes(gzip.compress(bytes(10_000_000)))
-    [rejection] = iter_packets([tmp_path / "bomb.avro.gz"], limits=small)
-    assert "after decompression" in rejection.reason
+    small = Limits(packet_bytes=100_000, block_bytes=100_000, archive_members=2)
+    (tmp_path / "zeros.avro.gz").write_bytes(gzip.compress(bytes(10_000_000)))
+    [rejection] = iter_packets([tmp_path / "zeros.avro.gz"], limits=small)
+    assert len(rejection.payload) < 1000
+    bomb = raw_deflate(bytes(50_000_000))
+    block = encode_long(1) + encode_long(len(bomb)) + bomb
+    (tmp_path / "bomb.avro").write_bytes(header(json.dumps(SCHEMA).encode(), b"deflate") + block + SYNC)
+    [rejection] = iter_packets([tmp_path / "bomb.avro"], limits=small)
+    assert "or larger than 100000 bytes" in rejection.reason
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name, size in (("big", 200_000), ("x", 10), ("y", 10)):
             info = tarfile.TarInfo(name)
             info.size = size
             tar.addfile(info, io.BytesIO(bytes(size)))
     reasons = [e.reason for e in iter_packets([tmp_path / "t.tar"], limits=small)]
-    assert "200000 bytes long" in reasons[0]
-    assert "more than 2 members" in reasons[-1]
+    assert "not an Avro container" in reasons[0]
+    assert "more members or bytes" in reasons[-1]
+
+
+SYNC = bytes(range(16))
+
+
+def header(schema: bytes, codec: bytes = b"null") -> bytes:
+    """The head of a container, whatever it says."""
+    entries = (b"avro.schema", schema), (b"avro.codec", codec)
+    content = b"".join(encode_long(len(k)) + k + encode_long(len(v)) + v for k, v in entries)
+    return b"Obj\x01" + encode_long(2) + content + encode_long(0) + SYNC
+
+
+def raw_deflate(data: bytes) -> bytes:
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return stream.compress(data) + stream.flush()
+
+
+def test_large_containers_are_streamed_wherever_they_are(tmp_path: Path):
+    records = [record(i) for i in range(40)]
+    data = container(records, sync_interval=1)
+    small = Limits(packet_bytes=len(data) // 10)
+    (tmp_path / "plain.avro").write_bytes(data)
+    (tmp_path / "packed.avro.gz").write_bytes(gzip.compress(data))
+    with tarfile.open(tmp_path / "archive.tar.xz", "w:xz") as tar:
+        tar.add(tmp_path / "plain.avro", "deep/plain.avro")
+        tar.add(tmp_path / "packed.avro.gz", "deep/packed.avro.gz")
+    found = list(iter_packets([tmp_path], limits=small))
+    assert [e for e in found if isinstance(e, Rejection)] == []
+    assert len(found) == 4 * len(records)
+
+
+def test_a_huge_file_is_not_read_into_memory(tmp_path: Path):
+    with (tmp_path / "huge.avro").open("wb") as handle:
+        handle.truncate(200 * 2**30)  # sparse: it takes no room
+    (tmp_path / "huge_container.avro").write_bytes(container([record(1)]))
+    with (tmp_path / "huge_container.avro").open("r+b") as handle:
+        handle.truncate(200 * 2**30)
+    (tmp_path / "z.avro").write_bytes(container([record(2)]))
+    tracemalloc.start()
+    found = list(iter_packets([tmp_path]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6
+    assert [type(e) for e in found] == [Rejection, Packet, Rejection, Packet]
+    assert all(len(e.payload) <= Limits().packet_bytes for e in found if isinstance(e, Rejection))
+
+
+def test_a_bad_record_costs_its_block_not_the_next():
+    data = container([record(i) for i in range(6)], sync_interval=10**9)
+    several = container([record(7)])
+    good = list(read_container(data, "x"))
+    body = good[2].body
+    damaged = body[:1] + b"\xff" * (len(body) - 1)
+    sync = data[-16:]
+    other = several[several.index(several[-16:]) + 16 :][:-16] + sync
+    broken = list(read_container(data.replace(body, damaged) + other, "x"))
+    assert [type(e) for e in broken] == [Packet, Packet, Rejection, Packet]
+    assert "record 3 of 6" in broken[2].reason
+    assert broken[2].payload.startswith(damaged)
+
+
+def test_folders_that_cannot_be_read_links_and_pipes(tmp_path: Path):
+    night = tmp_path / "night"
+    night.mkdir()
+    (night / "a.avro").write_bytes(container([record(1)]))
+    (night / "up").symlink_to(tmp_path)  # a loop
+    os.mkfifo(night / "pipe.avro")
+    (night / "broken.avro").symlink_to("nowhere")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "b.avro").write_bytes(container([record(2)]))
+    (night / "link").symlink_to(other)
+    found = list(iter_packets([night]))
+    assert sorted(p.source for p in found if isinstance(p, Packet))[0].endswith("night/a.avro")
+    assert {Path(e.source).name: e.reason for e in found if isinstance(e, Rejection)} == {
+        "pipe.avro": "not a file: a broken link, a pipe or a device",
+        "broken.avro": "not a file: a broken link, a pipe or a device",
+    }
+    assert (
+        len({p.body for p in found if isinstance(p, Packet)})
+        == len([p for p in found if isinstance(p, Packet)])
+        == 2
+    )
+
+
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.avro").write_bytes(container([record(1)]))
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    packet, rejection = iter_packets([tmp_path])
+    assert isinstance(packet, Packet)
+    assert rejection.source.endswith("closed")
+    assert "Permission denied" in rejection.reason
+
+
+def test_own_output_is_not_input(tmp_path: Path):
+    (tmp_path / "a.avro").write_bytes(container([record(1)]))
+    pq.write_table(pa.table({"score": [0.5]}), tmp_path / "scores.parquet")
+    with_it = list(iter_packets([tmp_path]))
+    assert [type(e) for e in with_it] == [Packet, Rejection]
+    assert "no survey profile knows its columns" in with_it[1].reason
+    assert len(list(iter_packets([tmp_path], skip=[tmp_path / "scores.parquet"]))) == 1
+
+
+def test_stdin(tmp_path: Path, monkeypatch):
+    data = container([record(4)])
+    for content in (data, gzip.compress(data)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert ids(list(iter_packets(["-"]))) == [1004]
+
+
+def test_layers_of_archives_end(tmp_path: Path):
+    data = container([record(1)])
+    for _ in range(6):
+        data = gzip.compress(data)
+    (tmp_path / "x.gz").write_bytes(data)
+    [rejection] = iter_packets([tmp_path / "x.gz"])
+    assert "archives within archives" in rejection.reason
+
+
+def test_parquet_rows_that_cannot_be_alerts(tmp_path: Path):
+    rows = [record(i) for i in range(3)]
+    table = pa.Table.from_pylist(rows)
+    ids_column = pa.array([1000, 2**64 - 1, 1002], pa.uint64())
+    table = table.set_column(table.column_names.index("candid"), "candid", ids_column)
+    pq.write_table(table, tmp_path / "t.parquet")
+    first, bad, last = iter_packets([tmp_path / "t.parquet"])
+    assert ids([first]) == [1000]
+    assert ids([last]) == [1002]
+    assert (bad.record, "does not fit" in bad.reason) == (1, True)
+
+
+def test_parquet_times_at_any_depth_are_integers(tmp_path: Path):
+    rows = [
+        {**record(1), "seen": {"at": datetime.datetime(2026, 1, 1), "all": [datetime.datetime(2026, 1, 2)]}}
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    [packet] = iter_packets([tmp_path / "t.parquet"])
+    assert isinstance(to_record(packet)["seen"]["at"], int)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"type": "fixed", "name": "f", "size": 99999999999}, "fixed type of 99999999999 bytes"),
+        ({"type": "fixed", "name": "f", "size": "abc"}, "fixed type of 'abc' bytes"),
+        ("unheard_of", "unknown type 'unheard_of'"),
+        ({"type": "array"}, "where a type is expected"),
+    ],
+)
+def test_a_bad_schema_is_a_rejection_of_its_file_only(tmp_path: Path, fault, reason):
+    tree = {**SCHEMA, "fields": [*SCHEMA["fields"], {"name": "bad", "type": fault}]}
+    good = container([record(1)])
+    bad = json.dumps(tree).encode()
+    (tmp_path / "a.avro").write_bytes(header(bad) + b"\x02\x02x" + SYNC)
+    (tmp_path / "b.avro").write_bytes(good)
+    rejection, packet = iter_packets([tmp_path])
+    assert reason in rejection.reason
+    assert rejection.source.endswith("a.avro")
+    assert isinstance(packet, Packet)
+
+
+def test_a_schema_that_is_not_utf8(tmp_path: Path):
+    bad = json.dumps(SCHEMA).encode("utf-16")
+    [rejection] = read_container(header(bad), "x")
+    assert "not JSON" in rejection.reason
 
 
 @pytest.mark.parametrize(
@@ -258,24 +436,34 @@ def test_missing_stamps_are_not_a_reason_to_reject():
     assert np.isnan(batch.stamps[0, 1]).all()
 
 
+REASONS = {  # what is wrong with each of the packets found in the wild
+    "jpeg_cutouts": "JPEG",
+    "ztf_public_20180601": "union",
+    "5164": "truncated",
+}
+
+
 def test_the_malformed_packets(real_data: Path):
     folder = real_data / "alerts" / "malformed"
     entries = list(iter_packets([folder]))
     packets = [e for e in entries if isinstance(e, Packet)]
     batches, faults = decode_packets(packets)
     assert not batches
-    assert len(entries) == len(list(folder.glob("*.avro")))
-    reasons = {Path(e.source).name: e.reason for e in entries if isinstance(e, Rejection)}
-    reasons |= {Path(r.source).name: r.reason for _, r in faults}
-    assert set(reasons) == {p.name for p in folder.glob("*.avro")}
-    assert "JPEG" in next(reason for name, reason in reasons.items() if name.startswith("jpeg"))
+    rejections = [e for e in entries if isinstance(e, Rejection)] + [r for _, r in faults]
+    assert {Path(r.source).name for r in rejections} == {p.name for p in folder.glob("*.avro")}
+    for rejection in rejections:
+        assert rejection.payload
+        for start, word in REASONS.items():
+            if Path(rejection.source).name.startswith(start):
+                assert word in rejection.reason, rejection
 
 
 def test_folder_of_good_and_bad_real_packets(real_data: Path, tmp_path: Path):
-    for path in (real_data / "alerts" / "malformed").glob("*.avro"):
+    bad, good = ([*(real_data / "alerts" / name).glob("*.avro")] for name in ("malformed", "pgir"))
+    for path in bad + good:
         shutil.copy(path, tmp_path)
-    for path in (real_data / "alerts" / "pgir").glob("*.avro"):
-        shutil.copy(path, tmp_path)
-    packets = [e for e in iter_packets([tmp_path]) if isinstance(e, Packet)]
-    [(batch, _)], _ = decode_packets(packets)
-    assert len(batch) == len(list((real_data / "alerts" / "pgir").glob("*.avro")))
+    entries = list(iter_packets([tmp_path]))
+    packets = [e for e in entries if isinstance(e, Packet)]
+    [(batch, _)], faults = decode_packets(packets)
+    assert len(batch) == len(good)
+    assert len(entries) - len(packets) + len(faults) == len(bad)

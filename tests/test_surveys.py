@@ -36,6 +36,18 @@ def test_a_profile_may_be_a_file_of_the_user(tmp_path: Path):
     assert "mine" in [profile.name for profile in all_profiles()]
 
 
+def test_a_profile_of_the_user_is_called_what_it_says(tmp_path: Path):
+    text = Path(__file__).parents[1].joinpath("src/tapetum/surveys/profiles/winter.toml").read_text()
+    known = tmp_path / "config" / "tapetum" / "surveys"
+    known.mkdir(parents=True)
+    (known / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=r"mine\.toml: its name is 'winter'"):
+        all_profiles()
+    (known / "mine.toml").write_bytes(text.encode("utf-16"))
+    with pytest.raises(InputError, match=r"mine\.toml: cannot be read"):
+        all_profiles()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

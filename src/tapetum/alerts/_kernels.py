@@ -25,7 +25,7 @@ REASONS = {
     TRUNCATED: "the record ends before its schema does",
     BAD_UNION: "a union names a branch that its schema does not have",
     BAD_LENGTH: "a length is negative or reaches beyond the record",
-    TOO_LONG: "an array has more items than the limits allow",
+    TOO_LONG: "its arrays have more items than the limits allow",
     TOO_DEEP: "arrays are nested deeper than the limits allow",
     BAD_LONG: "an integer is longer than 64 bits",
 }
@@ -90,6 +90,7 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
     """
     remaining = np.zeros(MAX_NESTED_ARRAYS, np.int64)
     depth = 0
+    total = np.int64(0)  # items of all arrays so far: blocks and nesting must not multiply the limit
     pc = 0
     position = start
     while True:
@@ -163,7 +164,8 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
             count, position = _block(buffer, position, end)
             if position < 0:
                 return -position, start, h_row
-            if count > max_items:
+            total += count
+            if count > max_items or total > max_items:
                 return TOO_LONG, position, h_row
             if count == 0:
                 pc = code[pc, 2]
@@ -186,7 +188,8 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
                 count, position = _block(buffer, position, end)
                 if position < 0:
                     return -position, start, h_row
-                if count > max_items:
+                total += count
+                if count > max_items or total > max_items:
                     return TOO_LONG, position, h_row
                 remaining[depth - 1] = count
             if remaining[depth - 1] == 0:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STAMP_NAMES = ("science", "template", "difference")
+AlertKey = tuple[str, int]  # survey and alert_id: what tells an alert from every other
 
 
 @dataclass(frozen=True)

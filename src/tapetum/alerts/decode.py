@@ -142,8 +142,6 @@ class _SurveyDecoder:
         )
         return batch, kept
 
-    # --- the walk -----------------------------------------------------------------------------------------------------
-
     def _walk(self) -> None:
         at = 0
         for row, (packet, program) in enumerate(zip(self.packets, self.programs, strict=True)):
@@ -170,9 +168,6 @@ class _SurveyDecoder:
             if outcome != k.ROWS_FULL:
                 return outcome, end, after if outcome == k.OK else at
             self.history = self.history.doubled()
-
-    # --- columns
-    # --------------------------------------------------------------------------------------------------------
 
     def _slot(self, path: str | None) -> int | None:
         return (
@@ -282,9 +277,6 @@ class _SurveyDecoder:
                 content[name] = bool(ints[slot]) if kind == k.IS_BOOL else None
         return _TO_JSON(content)
 
-    # --- stamps ---------------------------------------------------------------------------------------------
-    # ------------
-
     def _stamps(self) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         fields, n = self.profile.alert.stamps, len(self.packets)
         slots = [self._slot(path) for path in (fields.science, fields.template, fields.difference)]
@@ -309,9 +301,6 @@ class _SurveyDecoder:
                 pixels[row, channel, :n_y, :n_x] = image
                 shapes[row, channel] = n_y, n_x
         return pixels, shapes
-
-    # --- history
-    # --------------------------------------------------------------------------------------------------------
 
     def _history(
         self,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tapetum.alerts.records import to_body
 from tapetum.alerts.schema import AlertSchema, load_schema
 from tapetum.core.errors import FormatError
 from tapetum.core.limits import DEFAULT_LIMITS, Limits
@@ -20,26 +20,29 @@ if TYPE_CHECKING:
 ROWS_AT_A_TIME = 64
 
 
-def iter_bodies(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[tuple[AlertSchema, bytes]]:
-    """Each row of a Parquet file as (schema, Avro body); the schema is made from the Arrow one.
+def iter_bodies(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[tuple[AlertSchema, bytes | str]]:
+    """Each row of a Parquet file as (schema, Avro body), or (schema, reason) where a row cannot be one.
 
     Raises
     ------
     FormatError
-        A column has a type without counterpart in Avro, or a name that Avro does not allow.
+        The columns are not those of alerts, have a type without counterpart in Avro, or a name that Avro does
+        not allow.
     pyarrow.ArrowException
         The file is damaged.
     """
-    import fastavro
-
     with pq.ParquetFile(path) as file:
-        avro = avro_schema(file.schema_arrow)
-        schema = load_schema(json.dumps(avro).encode(), limits)
+        schema = load_schema(json.dumps(avro_schema(file.schema_arrow)).encode(), limits)
+        if schema.profile is None:
+            raise FormatError(
+                "no survey profile knows its columns; is it a table of alert packets with stamps?"
+            )
         for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
             for row in _plain(batch).to_pylist():
-                out = io.BytesIO()
-                fastavro.schemaless_writer(out, schema.parsed, row)
-                yield schema, out.getvalue()
+                try:
+                    yield schema, to_body(row, schema)
+                except FormatError as problem:
+                    yield schema, str(problem)
 
 
 def avro_schema(schema: pa.Schema) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def avro_schema(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _field(entry: pa.Field, parent: str) -> dict[str, Any]:
-    if not entry.name.isidentifier():
+    if not (entry.name.isidentifier() and entry.name.isascii()):
         raise FormatError(
             f"column {entry.name!r} cannot be an Avro field: rename it to letters, digits and underscores"
         )
@@ -76,17 +79,27 @@ def _type(kind: pa.DataType, name: str) -> Any:
         if test(kind):
             return avro
     if pa.types.is_struct(kind):
-        return {
-            "type": "record",
-            "name": name,
-            "fields": [_field(kind.field(i), name) for i in range(kind.num_fields)],
-        }
+        fields = [_field(kind.field(i), name) for i in range(kind.num_fields)]
+        return {"type": "record", "name": name, "fields": fields}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return {"type": "array", "items": _nullable(_type(kind.value_type, f"{name}_item"))}
     raise FormatError(f"column {name!r} has the type {kind}, which an alert cannot have")
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Timestamps as integers, which is what their Avro field is."""
-    columns = [c.cast(pa.int64()) if pa.types.is_timestamp(c.type) else c for c in batch.columns]
+    """Timestamps, at any depth, as the integers that their Avro field holds."""
+    columns = [column.cast(_untimed(column.type)) for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _untimed(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.int64()
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        return pa.struct([pa.field(entry.name, _untimed(entry.type)) for entry in fields])
+    if pa.types.is_list(kind):
+        return pa.list_(_untimed(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_untimed(kind.value_type))
+    return kind

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tapetum.alerts.batch import History, ReferencePhotometry
+from tapetum.alerts.batch import AlertBatch, History, ReferencePhotometry
 from tapetum.surveys.conventions import AB_ZERO_POINT_NJY, MAG_PER_LN
+from tapetum.surveys.profile import load_profile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,11 +93,27 @@ def light_curve(
     )  # fmt: skip
 
 
-def is_star(
-    distance_arcsec: float, score: float, *, match_radius_arcsec: float = 1.5, threshold: float = 0.4
-) -> bool:
-    """Whether the nearest catalogued source is close enough and star-like enough to be the source itself."""
-    return distance_arcsec < match_radius_arcsec and score > threshold
+def are_stars(
+    batch: AlertBatch, *, match_radius_arcsec: float = 1.5, threshold: float = 0.4
+) -> NDArray[np.bool_]:
+    """Which alerts are stars: their nearest catalogued source is close enough, and star-like enough.
+
+    For these a difference flux must be added to that of the reference image. All are False for a survey whose packets
+    say nothing of catalogued sources.
+
+    Parameters
+    ----------
+    match_radius_arcsec
+        Farthest that the source may be.
+    threshold
+        Least star/galaxy score, 1 = star.
+    """
+    reference = load_profile(batch.survey).alert.reference
+    if reference is None:
+        return np.zeros(len(batch), bool)
+    distance, score = batch.feature(reference.star_distance), batch.feature(reference.star_score)
+    stars: NDArray[np.bool_] = (distance < match_radius_arcsec) & (score > threshold)
+    return stars
 
 
 def add_reference_flux(curve: LightCurve) -> LightCurve:

@@ -6,7 +6,7 @@ import hashlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from tapetum.alerts.packets import AVRO_MAGIC, SYNC_BYTES, Packet
+from tapetum.alerts.containers import AVRO_MAGIC, SYNC_BYTES, Packet
 from tapetum.core.errors import FormatError
 from tapetum.core.files import whole_file
 
@@ -50,7 +50,7 @@ def to_body(record: Mapping[str, Any], schema: AlertSchema) -> bytes:
     out = io.BytesIO()
     try:
         fastavro.schemaless_writer(out, schema.parsed, record, strict_allow_default=True)
-    except (ValueError, TypeError, KeyError, AttributeError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as problem:
         raise FormatError(f"a record does not fit its schema: {problem}") from None
     return out.getvalue()
 

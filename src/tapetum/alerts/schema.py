@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from tapetum.core.limits import DEFAULT_LIMITS, Limits
 from tapetum.surveys.profile import SurveyProfile, all_profiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+INSTRUCTIONS_PER_FIELD = 4  # a field, a branch of its union, the jump behind it, its array
 PRIMITIVES = {
     "null": k.NULL,
     "boolean": k.BOOLEAN,
@@ -62,29 +62,35 @@ class AlertSchema:
         Hex SHA-256 of the text.
     profile
         The survey whose packets look like this; None for an unknown one.
+    program
+        Fetches what the profile names.
+    skeleton
+        Fetches nothing: it only finds where a record ends.
     """
 
     text: str
     fingerprint: str
     tree: Any = field(repr=False)
     profile: SurveyProfile | None = field(repr=False)
-
-    @cached_property
-    def program(self) -> Program:
-        """The program that fetches what the profile names (nothing without a profile)."""
-        return _Compiler(self.tree, self.profile).compile()
+    program: Program = field(repr=False)
+    skeleton: Program = field(repr=False)
 
     @cached_property
     def parsed(self) -> Any:
-        """The schema as fastavro wants it, for whole records."""
+        """The schema as fastavro wants it, for whole records.
+
+        Raises
+        ------
+        FormatError
+            fastavro is stricter than our walk and does not take it.
+        """
         import fastavro
+        from fastavro.schema import SchemaParseException, UnknownType
 
-        return fastavro.parse_schema(json.loads(json.dumps(self.tree)))
-
-    @cached_property
-    def skeleton(self) -> Program:
-        """The program that fetches nothing: it only finds where a record ends."""
-        return _Compiler(self.tree, None).compile()
+        try:
+            return fastavro.parse_schema(json.loads(json.dumps(self.tree)))
+        except (SchemaParseException, UnknownType) as problem:
+            raise FormatError(f"its Avro schema is not valid: {problem}") from None
 
     def end_of_record(self, buffer: NDArray[np.uint8], start: int, limits: Limits = DEFAULT_LIMITS) -> int:
         """Position after the record that begins at `start`.
@@ -108,25 +114,27 @@ class AlertSchema:
         if end != len(body):
             raise FormatError(f"{len(body) - end} bytes follow the record")
 
-    def split(self, payload: bytes, n_records: int, limits: Limits = DEFAULT_LIMITS) -> list[bytes]:
+    def split(self, block: bytes, n_records: int, limits: Limits = DEFAULT_LIMITS) -> Iterator[bytes]:
         """Cut a block of `n_records` bodies apart.
 
         Raises
         ------
         FormatError
-            The block does not hold exactly so many records of this schema.
+            The block does not hold exactly so many records of this schema; what came before the fault is good.
         """
-        if n_records == 1:
-            return [payload]
-        buffer, ends = np.frombuffer(payload, np.uint8), [0]
+        if n_records == 1:  # as all surveys have it; the decoder will see whether it fills the block
+            yield block
+            return
+        buffer, start = np.frombuffer(block, np.uint8), 0
         for number in range(n_records):
             try:
-                ends.append(self.end_of_record(buffer, ends[-1], limits))
+                end = self.end_of_record(buffer, start, limits)
             except FormatError as problem:
                 raise FormatError(f"record {number + 1} of {n_records} in its block: {problem}") from None
-        if ends[-1] != len(payload):
-            raise FormatError(f"{len(payload) - ends[-1]} bytes follow the {n_records} records of a block")
-        return [payload[a:b] for a, b in pairwise(ends)]
+            yield block[start:end]
+            start = end
+        if start != len(block):
+            raise FormatError(f"{len(block) - start} bytes follow the {n_records} records of a block")
 
 
 def _no_slots() -> tuple[NDArray[Any], ...]:
@@ -154,15 +162,18 @@ def load_schema(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> AlertSchema:
     if len(raw) > limits.schema_bytes:
         raise LimitError(f"its Avro schema is {len(raw)} bytes long, more than {limits.schema_bytes}")
     try:
-        tree = _without_defaults(json.loads(raw), limits.avro_depth * 4)
+        text = raw.decode("utf-8")
+        tree = _without_defaults(json.loads(text), limits.avro_depth * 4)
     except (ValueError, RecursionError) as problem:
         raise FormatError(f"its Avro schema is not JSON: {problem}") from None
     if not isinstance(tree, dict) or tree.get("type") != "record":
         raise FormatError("its Avro schema is not a record")
-    paths = _paths(tree, limits.avro_depth)
+    skeleton = _Compiler(tree, None, limits).compile()
+    paths = _paths(tree, limits)
     matching = [profile for profile in all_profiles() if paths.issuperset(profile.alert.recognise)]
     profile = max(matching, key=lambda p: len(p.alert.recognise), default=None)
-    schema = AlertSchema(raw.decode(), hashlib.sha256(raw).hexdigest(), tree, profile)
+    program = _Compiler(tree, profile, limits).compile() if profile else skeleton
+    schema = AlertSchema(text, hashlib.sha256(raw).hexdigest(), tree, profile, program, skeleton)
     _schemas[raw] = schema
     return schema
 
@@ -193,7 +204,7 @@ def _without_defaults(node: Any, depth: int) -> Any:
     return node
 
 
-def _paths(tree: Mapping[str, Any], depth: int) -> set[str]:
+def _paths(tree: Mapping[str, Any], limits: Limits) -> set[str]:
     """Dotted paths of all fields, arrays included by their name."""
     found: set[str] = set()
     names: dict[str, Any] = {}
@@ -207,11 +218,13 @@ def _paths(tree: Mapping[str, Any], depth: int) -> set[str]:
                 _remember(names, resolved)
                 for entry in _fields(resolved):
                     found.add(prefix + entry["name"])
+                    if len(found) > limits.schema_fields:
+                        raise LimitError(f"its Avro schema has more than {limits.schema_fields} fields")
                     visit(entry["type"], f"{prefix}{entry['name']}.", left - 1)
             elif isinstance(resolved, dict) and isinstance(resolved.get("type"), (dict, list)):
                 visit(resolved["type"], prefix, left - 1)
 
-    visit(tree, "", depth)
+    visit(tree, "", limits.avro_depth)
     return found
 
 
@@ -235,36 +248,22 @@ def _remember(names: dict[str, Any], node: Mapping[str, Any]) -> None:
 
 def wanted_paths(profile: SurveyProfile) -> list[str]:
     """Every scalar path of the profile, each once."""
-    alert = profile.alert
-    values = [
+    alert, time, bright = profile.alert, profile.alert.time, profile.alert.brightness
+    stamps, reference = profile.alert.stamps, profile.alert.reference
+    paths = [
         alert.alert_id,
         *alert.object_id,
         alert.ra,
         alert.dec,
-        alert.time.field,
-        alert.time.exposure,
+        time.field,
+        time.exposure,
         alert.band.field,
     ]
-    values += [
-        alert.brightness.mag,
-        alert.brightness.mag_err,
-        alert.brightness.mag_limit,
-        alert.brightness.flux,
-    ]
-    values += [alert.brightness.flux_err, alert.brightness.positive, alert.brightness.negative]
-    if alert.reference:
-        ours = alert.reference
-        values += [
-            ours.mag,
-            ours.mag_err,
-            ours.field,
-            ours.quadrant,
-            ours.image,
-            ours.star_distance,
-            ours.star_score,
-        ]
-    values += [alert.stamps.science, alert.stamps.template, alert.stamps.difference]
-    return list(dict.fromkeys(value for value in values if value))
+    paths += [bright.mag, bright.mag_err, bright.mag_limit, bright.flux, bright.flux_err]
+    paths += [bright.positive, bright.negative, stamps.science, stamps.template, stamps.difference]
+    if reference:
+        paths += [reference.mag, reference.mag_err, reference.field, reference.quadrant, reference.image]
+    return list(dict.fromkeys(path for path in paths if path))
 
 
 class _Compiler:
@@ -277,7 +276,7 @@ class _Compiler:
         self.names: dict[str, Any] = {}
         self.wanted = wanted_paths(profile) if profile else []
         self.slots: dict[str, int] = {path: number for number, path in enumerate(self.wanted)}
-        self.candidate: list[tuple[str, int]] = []
+        self.candidate: dict[str, int] = {}
         self.arrays: dict[str, int] = {}
         if profile:
             self.arrays = {entry.array: number for number, entry in enumerate(profile.alert.history)}
@@ -287,9 +286,11 @@ class _Compiler:
         self.add(k.END)
         code = np.array(self.code, np.int32).reshape(-1, 4)
         jumps = np.array(self.jumps or [0], np.int32)
-        return Program(code, jumps, self.slots, tuple(self.candidate))
+        return Program(code, jumps, self.slots, tuple(self.candidate.items()))
 
     def add(self, operation: int, slot: int = -1, a: int = 0, b: int = 0) -> int:
+        if len(self.code) >= INSTRUCTIONS_PER_FIELD * self.limits.schema_fields:
+            raise LimitError(f"its Avro schema has more than {self.limits.schema_fields} fields")
         self.code.append([operation, slot, a, b])
         return len(self.code) - 1
 
@@ -304,8 +305,7 @@ class _Compiler:
         prefix = self.profile.alert.candidate + "."
         if path.startswith(prefix):
             number = self.slots.setdefault(path, len(self.slots))
-            if all(known != path[len(prefix) :] for known, _ in self.candidate):
-                self.candidate.append((path[len(prefix) :], number))
+            self.candidate[path[len(prefix) :]] = number
             return number
         return self.slots.get(path, -1)
 
@@ -340,7 +340,10 @@ class _Compiler:
         elif kind == "enum":
             self.add(k.LONG, self.slot(path, history))
         elif kind == "fixed":
-            self.add(k.FIXED, self.slot(path, history), 0, int(node.get("size", 0)))
+            size = node.get("size")
+            if not isinstance(size, int) or not 0 <= size <= self.limits.packet_bytes:
+                raise FormatError(f"its Avro schema has a fixed type of {size!r} bytes")
+            self.add(k.FIXED, self.slot(path, history), 0, size)
         else:  # {"type": "string", ...}: attributes around a simpler type
             self.emit(kind, path, history, depth + 1)
 

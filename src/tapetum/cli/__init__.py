@@ -6,18 +6,33 @@ import sys
 
 
 def main() -> None:
-    """Run the command; a `TapetumError` becomes one line on stderr and its exit status, never a traceback."""
+    """Run the command; what goes wrong becomes one line on stderr and an exit status, never a traceback."""
     from tapetum.cli.app import app
     from tapetum.core.errors import TapetumError
 
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk shows here, not in the interpreter's last breath
     except TapetumError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(problem.exit_code)
+        _complain(str(problem), problem.exit_code)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        sys.stderr.close()
+        sys.stdout = None  # else the interpreter tries to flush it once more
         sys.exit(1)
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        _complain(f"{where}{problem.strerror or problem}", 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _complain("interrupted", 130)
+
+
+def _complain(message: str, status: int) -> None:
+    import logging
+
+    from tapetum.core.log import TALK, configure_logging
+
+    if not logging.getLogger("tapetum").handlers:
+        configure_logging()
+    logging.getLogger(TALK).error("error: %s", message)
+    sys.exit(status)

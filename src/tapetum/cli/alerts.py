@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +16,10 @@ from tapetum.cli.common import (
     OverwriteOption,
     SchemaOption,
     StoreOption,
+    complaint,
     progress_bar,
     report_rejections,
+    say,
     settings_of,
 )
 
@@ -29,7 +31,7 @@ app = typer.Typer(
 )
 
 SourcesArgument = Annotated[
-    list[str], typer.Argument(help="Packets: files, folders, tar(.gz|.xz) archives, Parquet.")
+    list[str], typer.Argument(help="Packets: files, folders, tar(.gz|.xz) archives, Parquet; - is stdin.")
 ]
 ModelOption = Annotated[
     list[str] | None, typer.Option("--model", help="Model: a name, name@version or path; may be repeated.")
@@ -51,29 +53,50 @@ def score(
     Example: tapetum alerts score night.tar.gz --model realbogus -o scores.parquet
     """
     from tapetum.alerts.schema import load_schema_file
-    from tapetum.pipelines.outputs import fingerprint, is_finished, record_settings
-    from tapetum.pipelines.score import score_alerts
-    from tapetum.report.tables import write_table
+    from tapetum.pipelines.outputs import check_output, fingerprint, finished_run, own_files, record_settings
+    from tapetum.pipelines.score import SCORE_UNITS, score_alerts
+    from tapetum.report.tables import table_format, write_table
 
     settings = settings_of(context, jobs=jobs)
-    models = model or [settings.alerts.model]
-    made_from = fingerprint(paths, {"verb": "alerts score", "models": models})
-    if out != "-" and not overwrite and is_finished(Path(out), made_from):
-        typer.echo(f"{out}: finished already; --overwrite makes it again", err=True)
-        return
+    check_output(out)
+    table_format(out)
+    models = list(dict.fromkeys(model or [settings.alerts.model]))
     bare = load_schema_file(schema) if schema else None
+    options = {"models": _identities(models), "schema": bare.fingerprint if bare else None}
+    made_from = fingerprint(paths, options, own_files(out))
+    if not overwrite and (before := finished_run(out, made_from)) is not None:
+        say(f"{out}: finished already; --overwrite makes it again")
+        report_rejections(before.complaints, len(before.complaints), 1)
+        return
     with progress_bar("scoring alerts") as progress:
         report = score_alerts(
-            paths, models, jobs=settings.jobs, batch=settings.alerts.batch, schema=bare, progress=progress
+            paths,
+            models,
+            jobs=settings.jobs,
+            batch=settings.alerts.batch,
+            schema=bare,
+            skip=own_files(out),
+            progress=progress,
         )
+    complaints = [complaint(rejection) for rejection in report.rejections]
     if report.table is not None:
-        write_table(report.table, out, {"model": ", ".join(models)})
+        write_table(report.table, out, {"model": ", ".join(models)}, SCORE_UNITS)
         if out != "-":
-            record_settings(
-                Path(out), settings, made_from, {"verb": "alerts score", "inputs": paths, "models": models}
-            )
-            typer.echo(f"{report.n_alerts} alerts scored -> {out}", err=True)
-    report_rejections(report.rejections, report.n_alerts)
+            command = {"verb": "alerts score", "inputs": paths, "models": models}
+            record_settings(Path(out), settings, command, made_from, complaints)
+            say(f"{report.n_alerts} alerts scored -> {out}")
+    if report.n_repeated:
+        say(f"{report.n_repeated} packets repeat an alert that came before, and have no row of their own")
+    report_rejections(complaints, len(complaints), report.n_alerts)
+
+
+def _identities(models: Sequence[str]) -> list[str]:
+    """What decides the scores of models: the hash of each network and its card, not where they lie."""
+    from tapetum.core.files import sha256_of
+    from tapetum.models.registry import find_model
+
+    found = [find_model(model) for model in models]
+    return [f"{files.name} {sha256_of(files.card)} {sha256_of(files.onnx)}" for files in found]
 
 
 @app.command()
@@ -99,7 +122,6 @@ def ingest(
 
     Example: tapetum alerts ingest night.tar.gz --store sqlite:///night.db --jobs 2
     """
-    from tapetum.alerts.batch import Rejection
     from tapetum.alerts.schema import load_schema_file
     from tapetum.cli.store import open_named
     from tapetum.core.errors import UsageError
@@ -110,12 +132,11 @@ def ingest(
         raise UsageError("--model and --no-score exclude each other")
     settings = settings_of(context, store__url=store, jobs=jobs, alerts__model=model)
     bare = load_schema_file(schema) if schema else None
-    on_file = (settings.store.url or "").startswith("sqlite")
-    rejections: list[Rejection] = []
+    complaints: list[str] = []
     with (
-        open_named(settings, create=on_file) as opened,
-        progress_bar("ingesting alerts") as progress,
         _telling(acknowledge) as tell,
+        open_named(settings, create=(settings.store.url or "").startswith("sqlite")) as opened,
+        progress_bar("ingesting alerts") as progress,
     ):
         report = ingest_sources(
             opened,
@@ -127,20 +148,17 @@ def ingest(
             commit_alerts=settings.store.commit_alerts,
             segment_bytes=settings.store.segment_bytes,
             acknowledge=tell,
-            rejected=lambda r: rejections.append(Rejection(r.source, r.record, r.reason)),
+            rejected=lambda rejection: complaints.append(complaint(rejection)),
             progress=progress,
         )
         command = {"verb": "alerts ingest", "inputs": sources, "scored": not no_score}
-        # a password in the URL stays out of the file
-        nameless = settings.store.model_copy(update={"url": opened.name})
-        write_settings(opened.settings_path, settings.model_copy(update={"store": nameless}), command)
+        write_settings(opened.settings_path, settings, command)
     n_done = report.stored + report.known
-    typer.echo(
+    say(
         f"{report.stored} stored, {report.known} known, {report.scored} scored, {report.rejected} rejected"
-        f" in {report.seconds:.1f} s, {n_done / max(report.seconds, 1e-9):.0f} alerts/s",
-        err=True,
+        f" in {report.seconds:.1f} s, {n_done / max(report.seconds, 1e-9):.0f} alerts/s"
     )
-    report_rejections(rejections, n_done)
+    report_rejections(complaints, len(complaints), n_done)
 
 
 @app.command()
@@ -156,12 +174,17 @@ def lightcurve(
     Example: tapetum alerts lightcurve ZTF18aabcvnq --store sqlite:///night.db -o curve.csv
     """
     from tapetum.cli.store import open_named
+    from tapetum.pipelines.outputs import check_output, record_settings
     from tapetum.report.tables import table_format, write_table
     from tapetum.store.store import LIGHTCURVE_UNITS
 
+    check_output(out)
     table_format(out)
-    with open_named(settings_of(context, store__url=store)) as opened:
+    settings = settings_of(context, store__url=store)
+    with open_named(settings) as opened:
         write_table(opened.lightcurve(object_id, survey), out, units=LIGHTCURVE_UNITS)
+    if out != "-":  # a store changes, so there is no finished light curve: it is written anew each time
+        record_settings(Path(out), settings, {"verb": "alerts lightcurve", "object_id": object_id})
 
 
 @contextlib.contextmanager

@@ -49,8 +49,23 @@ def progress_bar(title: str) -> Iterator[Progress]:
         yield progress
 
 
-def report_rejections(rejections: Sequence[Rejection], n_done: int) -> None:
-    """Name every rejected packet on stderr, then end with the exit status for some or for all.
+def say(message: str) -> None:
+    """Tell the user something on stderr, unless the user asked for quiet."""
+    import logging
+
+    from tapetum.core.log import TALK
+
+    logging.getLogger(TALK).info("%s", message)
+
+
+def complaint(rejection: Rejection) -> str:
+    """What is said of a packet or source that cannot be used: where it is, and why."""
+    place = rejection.source if rejection.record < 0 else f"{rejection.source}, record {rejection.record}"
+    return f"rejected: {place}: {rejection.reason}"
+
+
+def report_rejections(complaints: Sequence[str], n_rejected: int, n_done: int) -> None:
+    """Name what was rejected on stderr, then end with the exit status for some or for all.
 
     Raises
     ------
@@ -59,17 +74,17 @@ def report_rejections(rejections: Sequence[Rejection], n_done: int) -> None:
     InputError
         All inputs failed, or there was none.
     """
-    from tapetum.core.errors import InputError, PartialFailureError
+    import logging
 
-    for rejection in rejections:
-        place = rejection.source if rejection.record < 0 else f"{rejection.source}, record {rejection.record}"
-        typer.echo(f"rejected: {place}: {rejection.reason}", err=True)
-    if rejections and n_done:
-        raise PartialFailureError(
-            f"{len(rejections)} of {len(rejections) + n_done} packets rejected, the rest is done"
-        )
-    if rejections:
-        raise InputError(f"none of {len(rejections)} packets could be read")
+    from tapetum.core.errors import InputError, PartialFailureError
+    from tapetum.core.log import TALK
+
+    for text in complaints:
+        logging.getLogger(TALK).error("%s", text)
+    if n_rejected and n_done:
+        raise PartialFailureError(f"{n_rejected} of {n_rejected + n_done} packets rejected, the rest is done")
+    if n_rejected:
+        raise InputError(f"none of {n_rejected} packets could be read")
     if not n_done:
         raise InputError(
             "no alert packets found; give files, folders, tar archives or Parquet files of packets"

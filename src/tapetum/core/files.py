@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a ``.part`` path to write; rename it to `path` when the block ends well, remove it when it does not.
+    """Give a ``.part`` path to write; it becomes `path` when the block ends well, and is removed when it does not.
+
+    Two processes that write the same file do not meet: each has a part of its own, and the last one stays.
 
     Raises
     ------
@@ -21,9 +25,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         The folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())  # else a crash could leave the name with nothing behind it
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

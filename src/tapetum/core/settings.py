@@ -18,6 +18,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -119,8 +120,10 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
 
     try:
         return Layered(**_nest({key: value for key, value in (overrides or {}).items() if value is not None}))
-    except tomllib.TOMLDecodeError as problem:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise InputError(f"{path}: not valid TOML: {problem}") from None
+    except SettingsError as problem:
+        raise InputError(f"environment: {problem} (a section needs TAPETUM_SECTION__KEY)") from None
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -151,7 +154,10 @@ def write_settings(path: Path, settings: Settings, command: Mapping[str, Any]) -
 
 def without_password(value: Any) -> Any:
     """A value as it may be shown or written: a URL loses its password."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    value = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", value)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|passwd|secret|token)[^=&]*=)[^&\s]*", r"\1***", value)
 
 
 def _toml(value: Any) -> str:

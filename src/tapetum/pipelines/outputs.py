@@ -5,13 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tapetum import __version__
+from tapetum.core.errors import UsageError
 from tapetum.core.settings import Settings, write_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+STDOUT = "-"
+MOST_COMPLAINTS = 1000  # of a run, kept in its settings file
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that need not be repeated.
+
+    Attributes
+    ----------
+    complaints
+        What it said of inputs that it could not use.
+    """
+
+    complaints: list[str]
 
 
 def settings_path(output: Path) -> Path:
@@ -19,35 +38,60 @@ def settings_path(output: Path) -> Path:
     return output.with_name(output.name + ".settings.toml")
 
 
-def fingerprint(inputs: Iterable[str | Path], options: Mapping[str, Any]) -> str:
-    """Hash of what decides an output: the inputs' names, sizes and times, and the options."""
-    seen = []
-    for path in map(Path, inputs):
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in files:
-            status = file.stat() if file.exists() else None
-            seen.append(
-                (
-                    str(file.absolute()),
-                    status.st_size if status else None,
-                    status.st_mtime_ns if status else None,
-                )
-            )
-    return hashlib.sha256(json.dumps([seen, dict(options)], sort_keys=True, default=str).encode()).hexdigest()
+def own_files(output: str) -> list[Path]:
+    """The files that a run writes: they are never its input."""
+    return [] if output == STDOUT else [Path(output), settings_path(Path(output))]
 
 
-def is_finished(output: Path, made_from: str) -> bool:
-    """Whether `output` is there and was made from exactly this."""
-    beside = settings_path(output)
-    if not output.exists() or not beside.exists():
-        return False
+def check_output(output: str) -> None:
+    """Raise UsageError when `output` cannot be a file; asked before the work, not after."""
+    if output != STDOUT and (not Path(output).name or Path(output).is_dir()):
+        raise UsageError(f"{output}: is a folder; name the file to write")
+
+
+def fingerprint(inputs: Iterable[str | Path], options: Mapping[str, Any], skip: Iterable[Path] = ()) -> str:
+    """Hash of what decides an output: the inputs' names, sizes and times, the options, and our version."""
+    unwanted = {path.absolute() for path in skip}
+    seen = [
+        _state(file) for path in map(Path, inputs) for file in _files(path) if file.absolute() not in unwanted
+    ]
+    content = [seen, dict(options), __version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
     try:
-        run = tomllib.loads(beside.read_text()).get("run", {})
-    except tomllib.TOMLDecodeError:
-        return False
-    return bool(run.get("fingerprint") == made_from)
+        return sorted(path.rglob("*")) if path.is_dir() else [path]
+    except OSError:  # reading it will say why
+        return [path]
 
 
-def record_settings(output: Path, settings: Settings, made_from: str, command: Mapping[str, Any]) -> None:
+def _state(path: Path) -> tuple[str, int | None, int | None]:
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path.absolute()), None, None
+    return str(path.absolute()), status.st_size, status.st_mtime_ns
+
+
+def finished_run(output: str, made_from: str) -> FinishedRun | None:
+    """The run that made `output` from exactly this, if there was one."""
+    if output == STDOUT or not Path(output).exists():
+        return None
+    try:
+        run = tomllib.loads(settings_path(Path(output)).read_text(encoding="utf-8")).get("run", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return None
+    return FinishedRun(list(run.get("complaints", []))) if run.get("fingerprint") == made_from else None
+
+
+def record_settings(
+    output: Path,
+    settings: Settings,
+    command: Mapping[str, Any],
+    made_from: str = "",
+    complaints: Sequence[str] = (),
+) -> None:
     """Write the settings beside a finished output."""
-    write_settings(settings_path(output), settings, {**command, "fingerprint": made_from})
+    run = {**command, "fingerprint": made_from or None, "complaints": list(complaints)[:MOST_COMPLAINTS]}
+    write_settings(settings_path(output), settings, run)

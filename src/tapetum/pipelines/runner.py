@@ -32,7 +32,11 @@ START = "import sys; from tapetum.pipelines.runner import serve; serve(int(sys.a
 
 
 def run_over(
-    items: Iterable[Item], setup: Callable[[], Callable[[Item], Result]], jobs: int = 1
+    items: Iterable[Item],
+    setup: Callable[[], Callable[[Item], Result]],
+    jobs: int = 1,
+    *,
+    apart: bool = False,
 ) -> Iterator[tuple[Item, Result]]:
     """Apply a function to items, in order, holding only a few at a time.
 
@@ -45,6 +49,8 @@ def run_over(
         function of a module, or a partial of one. Items and results travel through pipes.
     jobs
         Number of worker processes; 1 works in this process.
+    apart
+        Use a worker even for one job: for libraries that a hostile input can crash.
 
     Yields
     ------
@@ -56,7 +62,7 @@ def run_over(
     TapetumError
         What `setup` or the function raised, or that a worker died.
     """
-    if jobs == 1:
+    if jobs == 1 and not apart:
         function = setup()
         for item in items:
             yield item, function(item)

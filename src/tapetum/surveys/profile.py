@@ -62,7 +62,6 @@ class StampFields(_Part):
     difference: str
     size: int = Field(ge=1, description="side of a full stamp [pixel]")
     pixel_scale_arcsec: float | None = Field(None, gt=0, description="absent where no source gives it")
-    negative_flipped: bool = Field(False, description="a negative difference is stored with its sign flipped")
 
 
 class HistoryFields(_Part):
@@ -102,8 +101,10 @@ class ReferenceFields(_Part):
     quadrant: str
     image: str | None = None
     image_pattern: str | None = Field(None, description="regular expression with groups field, ccd, quadrant")
-    star_distance: str = Field(description="distance to the nearest catalogued source [arcsec]")
-    star_score: str = Field(description="its star/galaxy score, 1 = star")
+    star_distance: str = Field(
+        description="field of the candidate: distance to the nearest catalogued source [arcsec]"
+    )
+    star_score: str = Field(description="field of the candidate: its star/galaxy score, 1 = star")
 
 
 class AlertFields(_Part):
@@ -134,7 +135,9 @@ class SurveyProfile(_Part):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     title: str
-    magnitude_system: Literal["AB", "Vega"] = "AB"
+    magnitude_system: Literal["AB", "Vega"] = Field(
+        "AB", description="of the magnitudes; fluxes are always AB"
+    )
     alert: AlertFields
 
 
@@ -162,12 +165,22 @@ def load_profile(name: str) -> SurveyProfile:
     if path is not None:
         if not path.is_file():
             raise InputError(f"{name}: no such survey profile")
-        return _parse(str(path), path.read_text())
+        profile = _parse(str(path), _text(path))
+        if not name.endswith(".toml") and profile.name != name:
+            raise InputError(f"{path}: its name is {profile.name!r}; a profile's file is called <name>.toml")
+        return profile
     if name not in profile_names():
         raise InputError(
             f"{name!r} is not a survey; known: {', '.join(profile_names())}, or the path of a profile.toml"
         )
     return _parse(name, (files(__package__) / "profiles" / f"{name}.toml").read_text())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path}: cannot be read as a survey profile: {problem}") from None
 
 
 @cache
