@@ -97,14 +97,15 @@ def _resident(pid: int) -> int:
 def timed(command: list[str]) -> dict[str, Any]:
     """Run a command; wall and CPU seconds, peak memory of its whole tree [bytes], what it said."""
     before, start, peak = os.times(), time.monotonic(), 0
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None:
-        peak = max(peak, _resident(process.pid))
-        time.sleep(0.1)
-    wall, after = time.monotonic() - start, os.times()
-    assert process.stderr is not None
-    said = process.stderr.read()
-    process.stderr.close()
+    # into a file: a pipe that nobody reads would stop a command that says much
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as talk:
+        process = subprocess.Popen(command, stderr=talk)
+        while process.poll() is None:
+            peak = max(peak, _resident(process.pid))
+            time.sleep(0.1)
+        wall, after = time.monotonic() - start, os.times()
+        talk.seek(0)
+        said = talk.read()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}: {said[-2000:]}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 N = 6
+ALERTS = simulate_alerts(N, np.random.default_rng(3))
+OBJECT = ALERTS[2].record["objectId"]
 
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("night") / "night.avro"
-    write_alerts(path, simulate_alerts(N, np.random.default_rng(3)))
+    write_alerts(path, ALERTS)
     return path
 
 
@@ -58,11 +60,11 @@ def test_from_nothing_to_a_light_curve(tapetum, night, tmp_path):
     assert all(line.startswith("ztf 2") for line in lines)
     info = json.loads(tapetum("store", "info", "--store", URL, "--json")[1])
     assert (info["alerts"], info["objects"], info["scores"], info["dead_letters"]) == (N, N, 0, 0)
-    status, out, _ = tapetum("alerts", "lightcurve", "SIM000000002", "--store", URL, "-o", "-")
+    status, out, _ = tapetum("alerts", "lightcurve", OBJECT, "--store", URL, "-o", "-")
     assert status == 0
     assert out.splitlines()[0] == "mjd,band,mag,mag_err,mag_limit,flux,flux_err,ra,dec,forced"
     assert len(out.splitlines()) > 5
-    assert tapetum("alerts", "lightcurve", "SIM000000002", "--store", URL, "-o", "curve.parquet")[0] == 0
+    assert tapetum("alerts", "lightcurve", OBJECT, "--store", URL, "-o", "curve.parquet")[0] == 0
     status, out, err = tapetum("store", "check", "--store", URL, "--digest")
     assert status == 0
     assert f"{N} alerts" in out
@@ -135,7 +137,35 @@ def test_looking_at_no_store(tapetum, verb):
     assert tapetum("store", verb)[0] == 2
 
 
+def test_a_log_left_behind_is_told_by_every_verb(tapetum, night, tmp_path):
+    tapetum("alerts", "ingest", night, "--store", URL, "--no-score")
+    with sqlite3.connect(tmp_path / "night.db") as connection:  # an older copy
+        connection.execute("UPDATE meta SET value = '0' WHERE key = 'commits'")
+    connection.close()
+    status, out, err = tapetum("store", "info", "--store", URL)
+    assert (status, f"alerts           {N}" in out) == (0, True)
+    assert "problem: the last 1 of 1 transactions are not in the database" in err
+    for verb in (("store", "check"), ("store", "init"), ("alerts", "ingest", night, "--no-score")):
+        status, _, err = tapetum(*verb, "--store", URL)
+        assert status == 1
+        assert "tapetum store init --forget-lost" in err
+    assert tapetum("store", "init", "--store", URL, "--forget-lost")[0] == 0
+    assert tapetum("store", "check", "--store", URL)[0] == 0
+
+
+def test_a_store_is_not_made_over_packets_unasked(tapetum, night, tmp_path):
+    tapetum("alerts", "ingest", night, "--store", URL, "--no-score")
+    (tmp_path / "night.db").unlink()
+    status, _, err = tapetum("store", "init", "--store", URL)
+    assert status == 1
+    assert "night.db.segments beside it" in err
+    assert tapetum("alerts", "ingest", night, "--store", URL, "--no-score")[0] == 1
+    assert tapetum("store", "init", "--store", URL, "--forget-lost")[0] == 0
+    assert f"{N} stored" in tapetum("alerts", "ingest", night, "--store", URL, "--no-score")[2]
+    assert tapetum("store", "check", "--store", URL)[0] == 0
+
+
 def test_a_light_curve_that_cannot_be(tapetum, night):
     tapetum("alerts", "ingest", night, "--store", URL, "--no-score")
     assert tapetum("alerts", "lightcurve", "nothing", "--store", URL, "-o", "-")[0] == 3
-    assert tapetum("alerts", "lightcurve", "SIM000000002", "--store", URL, "-o", "curve.doc")[0] == 2
+    assert tapetum("alerts", "lightcurve", OBJECT, "--store", URL, "-o", "curve.doc")[0] == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import sqlite3
 from typing import TYPE_CHECKING
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tapetum.alerts.batch import Rejection
 from tapetum.alerts.decode import decode_packets
 from tapetum.alerts.packets import Packet, iter_packets
 from tapetum.alerts.records import to_record, write_container
 from tapetum.core.errors import InputError, StoreError, TapetumError, UsageError
+from tapetum.core.limits import Limits
+from tapetum.pipelines.score import PacketBatch, in_batches
 from tapetum.simulate.alerts import SimulatedAlert, simulate_alerts, write_alerts
-from tapetum.store import worker
+from tapetum.store import worker, writer
 from tapetum.store.check import check
 from tapetum.store.columns import DETECTION_VALUES, ScoreColumns, detection_rank
 from tapetum.store.digest import digest
@@ -212,7 +216,7 @@ def test_of_two_versions_of_a_row_the_better_stays_in_any_order(night, tmp_path)
             store.writer(2**20) as writer,
         ):
             for number, version in enumerate(versions):
-                columns = worker.make_work(None)(worker.Batch(worker.PacketBatch.of([packet]), [])).columns[0]
+                columns = worker.make_work(None)(PacketBatch.of([packet])).columns[0]
                 values = np.array([[version[key]] for key in DETECTION_VALUES])
                 own = columns.detections
                 detections = type(own)(
@@ -264,7 +268,6 @@ def test_scores_are_kept_per_model_and_version(night, url, monkeypatch):
         assert values[: len(known)] == known
         assert all(entry.error == "made up" and entry.flags == 1 for entry in ranked[len(known) :])
         assert store.ranked("made-up", limit=3, version="1.1.0") == ranked[:3]
-        assert store.scores("made-up").tolist() == sorted(known * 2)
         assert ranked[0].probability == pytest.approx(ranked[0].score / 2)
 
 
@@ -273,7 +276,7 @@ def test_what_cannot_be_used_is_kept_with_its_reason(real_data, url):
     with open_store(url, create=True) as store:
         report = ingest(store, [real_data / "alerts" / "malformed"], model=None, rejected=named.append)
         assert (report.stored, report.rejected) == (0, 7)
-        letters = store.dead_letters()
+        letters = store.dead_letters(payloads=True)
         again = ingest(store, [real_data / "alerts" / "malformed"], model=None)
         assert (again.rejected, len(store.dead_letters())) == (7, 7)
         assert check(store).problems == []
@@ -309,14 +312,15 @@ def test_a_file_name_that_is_no_text(tmp_path, url):
     path.write_bytes(b"no packet")
     with open_store(url, create=True) as store:
         assert ingest(store, [path], model=None).rejected == 1
-        (letter,) = store.dead_letters()
+        (letter,) = store.dead_letters(payloads=True)
     assert letter.source.endswith("night\\udcff.avro")
     assert letter.payload == b"no packet"
 
 
 def test_alerts_without_position_or_name_are_rejected(tmp_path, url, rng):
-    alerts = visits(rng)[:5]
+    alerts = visits(rng)[:6]
     alerts[4].record["objectId"] = "SIM\0"
+    alerts[5].record["candidate"]["ra"] = 361.0
     alerts[1].record["candidate"]["ra"] = float("nan")
     alerts[2].record["candidate"]["dec"] = 91.0
     path = tmp_path / "lost.avro"
@@ -327,9 +331,35 @@ def test_alerts_without_position_or_name_are_rejected(tmp_path, url, rng):
             store, [path], model=None, rejected=lambda rejection: reasons.append(rejection.reason)
         )
         assert check(store).problems == []
-        assert all(letter.payload for letter in store.dead_letters())
-    assert (report.stored, report.rejected) == (2, 3)
-    assert len(reasons) == 3
+        assert all(letter.payload for letter in store.dead_letters(payloads=True))
+        assert not any(letter.payload for letter in store.dead_letters())
+    assert (report.stored, report.rejected) == (2, 4)
+    assert len(reasons) == 4
+
+
+def test_a_packet_too_large_to_keep_is_kept_in_part(monkeypatch, url):
+    monkeypatch.setattr(writer, "DEFAULT_LIMITS", Limits(packet_bytes=100))
+    with open_store(url, create=True) as store:
+        with store.writer(2**20) as opened:
+            opened.reject(Rejection("a", 3, "no packet", bytes(range(101))))
+            opened.reject(Rejection("b", 3, "no packet", bytes(100)))
+            opened.commit()
+        large, fits = store.dead_letters(payloads=True)
+        assert check(store).problems == []
+    assert large.payload == bytes(range(100))
+    assert large.reason == "no packet (kept are the first 100 of its 101 bytes)"
+    assert fits.reason == "no packet"
+
+
+def test_batches_hold_what_was_found_in_order(night):
+    packets = [packet for packet in iter_packets([night]) if isinstance(packet, Packet)][:5]
+    bad = [Rejection(name, 0, "made up", b"payload") for name in "ab"]
+    batches = list(in_batches([bad[0], *packets, bad[1]], 3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert [packet.body for batch in batches for packet in batch.packets()] == [p.body for p in packets]
+    assert [entry for batch in batches for entry in batch.rejections] == bad
+    # a worker has no use for what could not be read
+    assert pickle.loads(pickle.dumps(batches[0])) == PacketBatch.of(packets[:2])
 
 
 def test_a_source_that_is_no_file(url):

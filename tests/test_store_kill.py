@@ -1,7 +1,7 @@
 """SIGKILL at random moments of a real process: nothing acknowledged is lost, nothing half-written is left.
 
-A server that has imported everything forks one child per ingest and kills it after a given time, so that a kill costs
-tenths of a second. Environment variable KILLS: how many (default 60).
+A server that has imported everything and loaded the model forks one child per ingest and kills it after a given time,
+so that a kill costs tenths of a second. Environment variable KILLS: how many (default 52).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tapetum.store.digest import digest
 from tapetum.store.segments import crc32
 from tapetum.store.store import Store, open_store
 
-KILLS = int(os.environ.get("KILLS", "60"))
-N_ALERTS, N_OBJECTS = 160, 50
+KILLS = int(os.environ.get("KILLS", "52"))
+N_ALERTS, N_OBJECTS = 120, 40
 BATCH = 6  # also alerts per commit: many commits, many moments between them
 CLI = [sys.executable, "-c", "from tapetum.cli import main; main()"]
 
@@ -35,15 +35,19 @@ SERVER = """
 import json, os, signal, sys, time
 from tapetum.alerts.decode import warm_up
 from tapetum.core.errors import TapetumError
+from tapetum.store import worker
 from tapetum.store.ingest import ingest
 from tapetum.store.store import Store, open_store
+
+scorer = worker._scorer("realbogus")
+worker._scorer = lambda model: scorer
 
 def child(job):
     with open(job["acknowledge"], "a") as handle, open_store(job["url"], create=True) as store:
         def tell(alerts):
             handle.writelines(f"{survey} {alert_id}\\n" for survey, alert_id in alerts)
             handle.flush()
-        ingest(store, job["sources"], model=None, batch=job["batch"], commit_alerts=job["batch"],
+        ingest(store, job["sources"], model=job["model"], batch=job["batch"], commit_alerts=job["batch"],
                segment_bytes=job["segment_bytes"], acknowledge=tell)
 
 warm_up()
@@ -93,12 +97,16 @@ class Server:
         for old in self.folder.glob(f"{self.number - 1}.*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         self.url = f"sqlite:///{self.folder / f'{self.number}.db'}"
-        self.acknowledged = self.folder / f"{self.number}.acknowledged"
+        self.acknowledged = {
+            scored: self.folder / f"{self.number}.{'scored' if scored else 'stored'}"
+            for scored in (True, False)
+        }
 
-    def run(self, seconds: float) -> dict[str, float]:
+    def run(self, seconds: float, *, scored: bool) -> dict[str, float]:
         """Ingest, but not longer than this; exit status (-9 when killed) and time it took."""
         job = {
-            "url": self.url, "acknowledge": str(self.acknowledged), "sources": [str(self.night)],
+            "url": self.url, "acknowledge": str(self.acknowledged[scored]), "sources": [str(self.night)],
+            "model": "realbogus" if scored else None,
             "batch": BATCH, "segment_bytes": 2**20, "seconds": seconds,
         }  # fmt: skip
         assert self.process.stdin is not None
@@ -158,9 +166,12 @@ def open_if_made(url: str) -> Store | None:
         return None
 
 
-def assert_nothing_lost(url: str, acknowledged: Path, bodies: dict[int, bytes] | None = None) -> None:
-    """Every acknowledged alert has its bytes; the store keeps all its promises."""
-    keys = acknowledged_alerts(acknowledged)
+def assert_nothing_lost(
+    url: str, acknowledged: Path, scored: Path | None = None, bodies: dict[int, bytes] | None = None
+) -> None:
+    """Every acknowledged alert has its bytes, those of a scoring run their score; the store keeps all its promises."""
+    with_score = [] if scored is None else acknowledged_alerts(scored)
+    keys = list(dict.fromkeys(acknowledged_alerts(acknowledged) + with_score))
     store = open_if_made(url)
     if store is None:
         assert keys == []
@@ -168,6 +179,8 @@ def assert_nothing_lost(url: str, acknowledged: Path, bodies: dict[int, bytes] |
     with store:
         for (_, alert_id), packet in zip(keys, store.packets(keys), strict=True):
             assert bodies is None or crc32(packet.body) == crc32(bodies[alert_id])
+        there = {(entry.survey, entry.alert_id): entry.score for entry in store.ranked("realbogus")}
+        assert all(there.get(key) is not None for key in with_score)
         report = check(store)
         assert report.problems == []
 
@@ -182,38 +195,45 @@ def night(tmp_path_factory) -> Path:
 def test_sigkill_at_any_moment_loses_nothing(night, tmp_path):
     server = Server(night, tmp_path)
     try:
-        assert server.run(60)["status"] == 0
-        whole = server.run(60)["seconds"]
+        assert server.run(60, scored=True)["status"] == 0
+        whole = {}  # the first one warmed up
+        for scored in (False, True):
+            server.fresh()
+            whole[scored] = server.run(60, scored=scored)["seconds"]
         with open_store(server.url) as store:
             undisturbed = digest(store)
             stored = store.info()["alerts"]
-            keys = acknowledged_alerts(server.acknowledged)
+            keys = acknowledged_alerts(server.acknowledged[True])
             bodies = {key[1]: packet.body for key, packet in zip(keys, store.packets(keys), strict=True)}
         assert stored == len(bodies) == N_ALERTS - 1
         kill_often(server, whole, bodies)
-        assert server.run(60)["status"] == 0
-        assert_nothing_lost(server.url, server.acknowledged, bodies)
-        assert len(acknowledged_alerts(server.acknowledged)) == stored
+        assert server.run(60, scored=True)["status"] == 0
+        assert_nothing_lost(server.url, server.acknowledged[False], server.acknowledged[True], bodies)
+        assert len(acknowledged_alerts(server.acknowledged[True])) == stored
         with open_store(server.url) as store:
             assert digest(store) == undisturbed
     finally:
         server.close()
 
 
-def kill_often(server: Server, whole: float, bodies: dict[int, bytes]) -> None:
-    """KILLS kills, spread over the time that an ingest takes; every other one goes on where a kill had left it."""
+def kill_often(server: Server, whole: dict[bool, float], bodies: dict[int, bytes]) -> None:
+    """KILLS kills, spread over the time that an ingest takes; every other one goes on where a kill had left it.
+
+    Two in three ingests score, in any order: scores of new alerts and of those that were stored without.
+    """
     chance, killed, tries = random.Random(20260), 0, 0
     moments: list[float] = []
     while killed < KILLS:
         tries += 1
         assert tries < 3 * KILLS + 20, f"only {killed} of {tries} ingests could be killed"
         if not moments:  # one from each tenth of the time, in any order
-            moments = [(tenth + chance.random()) / 10 * whole for tenth in range(10)]
+            moments = [(tenth + chance.random()) / 10 for tenth in range(10)]
             chance.shuffle(moments)
         if tries % 2 == 0:
             server.fresh()
-        killed += server.run(moments.pop())["status"] != 0
-        assert_nothing_lost(server.url, server.acknowledged, bodies)
+        scored = chance.random() < 2 / 3
+        killed += server.run(moments.pop() * whole[scored], scored=scored)["status"] != 0
+        assert_nothing_lost(server.url, server.acknowledged[False], server.acknowledged[True], bodies)
 
 
 def children_of(pid: int) -> list[int]:

@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 
-def open_named(settings: Settings, *, create: bool = False) -> Store:
+def open_named(settings: Settings, *, create: bool = False, forget_lost: bool = False) -> Store:
     """The store of ``--store`` or of the settings.
 
     Raises
@@ -30,16 +30,33 @@ def open_named(settings: Settings, *, create: bool = False) -> Store:
 
     if settings.store.url is None:
         raise UsageError("which store? name it with --store sqlite:///FILE, or as store.url in tapetum.toml")
-    return open_store(settings.store.url, create=create, segments_url=settings.store.segments_url)
+    place = settings.store.segments_url
+    return open_store(settings.store.url, create=create, segments_url=place, forget_lost=forget_lost)
 
 
 @app.command()
-def init(context: typer.Context, store: StoreOption = None) -> None:
+def init(
+    context: typer.Context,
+    store: StoreOption = None,
+    forget_lost: Annotated[
+        bool,
+        typer.Option(
+            "--forget-lost",
+            help="Go on although packets beside the database are not in its tables; ingest will write over them.",
+        ),
+    ] = False,
+) -> None:
     """Make a store: its tables, its folder of segments, its secret. One that is there already stays as it is.
+
+    Refused where packets lie whose database or write-ahead log is missing, unless --forget-lost gives them up.
 
     Example: tapetum store init --store sqlite:///night.db
     """
-    with open_named(settings_of(context, store__url=store), create=True) as opened:
+    from tapetum.core.errors import StoreError
+
+    with open_named(settings_of(context, store__url=store), create=True, forget_lost=forget_lost) as opened:
+        if lost := opened.lost():
+            raise StoreError(lost)
         opened.segments.mkdir(parents=True, exist_ok=True)
         typer.echo(f"{opened.name}: ready, segments in {opened.segments}", err=True)
 
@@ -53,8 +70,10 @@ def info(context: typer.Context, store: StoreOption = None, as_json: JsonOption 
     import json
 
     with open_named(settings_of(context, store__url=store)) as opened:
-        found = opened.info()
+        found, lost = opened.info(), opened.lost()
         models = [{"model": name, "version": version, "scores": n} for name, version, n in opened.models()]
+    if lost is not None:
+        typer.echo(f"problem: {lost}", err=True)
     if as_json:
         typer.echo(json.dumps({**found, "models": models}, indent=1))
         return

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tapetum.alerts.batch import STAMP_NAMES, Rejection
+from tapetum.alerts.batch import STAMP_NAMES, AlertKey, History, Rejection
+from tapetum.alerts.photometry import light_curve
 from tapetum.report.curves import histogram_svg, light_curve_svg
 from tapetum.report.page import Card, Cards, Column, Fact, Facts, Figure, Page, Rows, Section, Settings
 from tapetum.report.stamps import data_uri, stamp_png
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
 MJD_EPOCH = datetime(1858, 11, 17)
-FORCED_SIGMA = 3.0  # forced photometry below this is shown as an upper limit
+EVEN = 0.5  # more likely real than not
+KEPT_SHARE = 0.97  # of the real alerts, at the working point that is taken from a model's card
 BINS = 25
 BEST, DOUBTFUL, WORST = 12, 6, 6
 LEGEND = (
@@ -33,7 +35,31 @@ LEGEND = (
     "marks the alert pictured. Hatched pixels have no value."
 )
 
-AlertKey = tuple[str, int]
+
+@dataclass(frozen=True)
+class Threshold:
+    """Level at and above which an alert is called real, and why there."""
+
+    level: float
+    reason: str
+
+
+def threshold_from(thresholds: Mapping[str, float], domain: str) -> Threshold:
+    """The working point that a model's card names for alerts of a domain, else even odds.
+
+    Parameters
+    ----------
+    thresholds
+        As in `tapetum.models.card.ModelCard`.
+    domain
+        ``packets`` for what a survey sent, ``simulated`` for what a simulation made.
+    """
+    name = f"{domain}_tpr_{KEPT_SHARE:.2f}"
+    if name in thresholds:
+        return Threshold(
+            thresholds[name], f"keeps {100 * KEPT_SHARE:.0f} % of the real ones ({name} of the model's card)"
+        )
+    return Threshold(EVEN, "more likely real than not; the model's card names no threshold for such alerts")
 
 
 @dataclass(frozen=True)
@@ -85,7 +111,7 @@ class Exhibit:
     shapes : ndarray of int16, shape (3, 2)
         (n_y, n_x) of each as it came; (0, 0) when it is missing.
     light_curve
-        Columns mjd band mag mag_err mag_limit flux flux_err forced.
+        Columns mjd band mag mag_err mag_limit flux flux_err ra dec forced.
     """
 
     alert: ReportAlert
@@ -109,7 +135,7 @@ class NightReport:
     calibrated
         Whether the model gives probabilities.
     threshold
-        Level at and above which an alert is called real.
+        What is called real.
     alerts
         The best first; those without a score last.
     exhibits
@@ -131,7 +157,7 @@ class NightReport:
     model: str
     version: str
     calibrated: bool
-    threshold: float
+    threshold: Threshold
     alerts: Sequence[ReportAlert]
     exhibits: dict[AlertKey, Exhibit]
     rejections: Sequence[Rejection]
@@ -140,6 +166,15 @@ class NightReport:
     seconds: float
     provenance: Sequence[tuple[str, str]]
     settings_toml: str = ""
+
+    @property
+    def rule(self) -> str:
+        """What is called real, in signs."""
+        return f"{self.word} >= {self.threshold.level:.3g}"
+
+    def is_real(self, alert: ReportAlert) -> bool:
+        """Whether an alert reaches the threshold."""
+        return alert.level is not None and alert.level >= self.threshold.level
 
     @property
     def word(self) -> str:
@@ -189,13 +224,13 @@ def choose(alerts: Sequence[ReportAlert], threshold: float) -> Choice:
 
 def build_page(report: NightReport) -> Page:
     """The report as a page."""
-    choice = choose(report.alerts, report.threshold)
+    choice = choose(report.alerts, report.threshold.level)
     galleries = (
         ("Most likely real", choice.best, f"The best alert of each object, the most certain first. {LEGEND}"),
         (
             "Closest calls",
             choice.doubtful,
-            f"Nearest to the threshold of {report.threshold:g}: look here first.",
+            f"Nearest to the threshold of {report.threshold.level:.3g}: look here first.",
         ),
         ("Most likely bogus", choice.worst, "The least likely to be real, the worst first."),
     )
@@ -205,7 +240,7 @@ def build_page(report: NightReport) -> Page:
         _ranking(report),
         _distribution(report),
         _rejected(report),
-        Settings("How this came about", report.provenance, report.settings_toml),
+        _origin(report),
     ]
     subtitle = f"{report.source} Scored by {report.model} {report.version}."
     return Page("A night of alerts, vetted", subtitle, sections, notice=report.notice)
@@ -213,11 +248,11 @@ def build_page(report: NightReport) -> Page:
 
 def summary(report: NightReport) -> str:
     """What was found, in one line."""
-    real = sum(_is_real(alert, report.threshold) for alert in report.scored)
+    real = sum(map(report.is_real, report.alerts))
     n, n_scored = len(report.alerts), len(report.scored)
     objects = len({(alert.survey, alert.object_id) for alert in report.alerts})
     return (
-        f"{n} alerts of {objects} objects: {real} look real ({report.word} >= {report.threshold:g}), "
+        f"{n} alerts of {objects} objects: {real} look real ({report.rule}), "
         f"{n_scored - real} bogus; {n - n_scored} could not be scored, {len(report.rejections)} packets "
         "rejected"
     )
@@ -225,26 +260,25 @@ def summary(report: NightReport) -> str:
 
 def _facts(report: NightReport) -> list[Fact]:
     scored = report.scored
-    real = sum(_is_real(alert, report.threshold) for alert in scored)
+    real = sum(map(report.is_real, scored))
     objects = len({(alert.survey, alert.object_id) for alert in report.alerts})
     facts = [
         Fact("alerts", f"{len(report.alerts):,}", f"of {objects:,} objects"),
-        Fact("look real", f"{real:,}", f"{report.word} ≥ {report.threshold:g}"),
+        Fact("look real", f"{real:,}", f"{report.word} ≥ {report.threshold.level:.3g}"),
         Fact("look bogus", f"{len(scored) - real:,}"),
         Fact("not scored", f"{len(report.alerts) - len(scored):,}", "the reason is in the table below"),
         Fact("rejected", f"{len(report.rejections):,}", "packets that could not be read"),
-        Fact("photometry", f"{report.n_detections:,}", "measurements in merged light curves"),
+        Fact("photometry", f"{report.n_detections:,}", "points in the light curves of the store"),
     ]
     if report.seconds > 0 and report.n_new:
         rate = report.n_new / report.seconds
         facts.append(Fact("read, scored, stored", f"{report.seconds:.1f} s", f"{rate:,.0f} alerts/s"))
     both = [alert for alert in scored if alert.reliability is not None]
     if both:
-        same = sum(
-            _is_real(a, report.threshold) == ((a.reliability or 0.0) >= report.threshold) for a in both
-        )
+        same = sum(report.is_real(a) == ((a.reliability or 0.0) >= EVEN) for a in both)
         share = f"{100 * same / len(both):.1f} %"
-        facts.append(Fact("agrees with the survey", share, f"own score of {len(both):,} packets"))
+        note = f"own score ≥ {EVEN:g}, of {len(both):,} packets"
+        facts.append(Fact("agrees with the survey", share, note))
     return facts
 
 
@@ -287,20 +321,21 @@ def _card(exhibit: Exhibit, n_alerts: int, word: str) -> Card:
     )
 
 
-def _curve(light_curve: pa.Table, mark_mjd: float) -> str:
+def _curve(table: pa.Table, mark_mjd: float) -> str:
     columns = {
-        name: light_curve[name].to_numpy().astype(np.float64)
-        for name in ("mjd", "mag", "mag_err", "mag_limit", "flux", "flux_err")
+        name: table[name].to_numpy().astype(np.float64)
+        for name in ("mjd", "mag", "mag_err", "mag_limit", "flux", "flux_err", "ra", "dec")
     }
-    forced = light_curve["forced"].to_numpy().astype(bool)
-    faint = forced & ~(np.abs(columns["flux"]) >= FORCED_SIGMA * columns["flux_err"])
+    forced = table["forced"].to_numpy().astype(bool)
+    ends = np.array([0, len(table)], np.int64)
+    curve = light_curve(History(offsets=ends, band=table["band"].to_pylist(), forced=forced, **columns), 0)
     return light_curve_svg(
-        columns["mjd"],
-        light_curve["band"].to_pylist(),
-        np.where(faint, np.nan, columns["mag"]),
-        columns["mag_err"],
-        columns["mag_limit"],
-        positive=~(columns["flux"] < 0),
+        curve.mjd,
+        curve.band.tolist(),
+        np.where(curve.forced & np.isnan(curve.flux), np.nan, curve.mag),  # too weak: only its limit counts
+        curve.mag_err,
+        curve.mag_limit,
+        positive=~(curve.flux < 0),
         mark_mjd=mark_mjd,
     )
 
@@ -366,15 +401,16 @@ def _rejected(report: NightReport) -> Rows:
     return Rows("Rejected, and why", columns, rows, nothing=nothing)
 
 
+def _origin(report: NightReport) -> Settings:
+    called_real = ("called real", f"{report.rule}: {report.threshold.reason}")
+    return Settings("How this came about", (*report.provenance, called_real), report.settings_toml)
+
+
 def _one_per_object(alerts: Sequence[ReportAlert]) -> list[ReportAlert]:
     first: dict[tuple[str, str], ReportAlert] = {}
     for alert in alerts:
         first.setdefault((alert.survey, alert.object_id), alert)
     return list(first.values())
-
-
-def _is_real(alert: ReportAlert, threshold: float) -> bool:
-    return alert.level is not None and alert.level >= threshold
 
 
 def _anchor(alert: ReportAlert) -> str:

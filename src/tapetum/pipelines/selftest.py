@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tapetum.core.errors import TapetumError
+from tapetum.core.robust import MAD_TO_SIGMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ SEED = 20260
 SIZE = 15  # side of the stamps that test the network input [pixel]
 TOLERANCE = 1e-4
 SOFTENING = 3.0
-SIGMA_PER_MAD = 1.4826
 
 
 def check_decoding() -> None:
@@ -35,6 +35,7 @@ def check_decoding() -> None:
     from tapetum.alerts.batch import Rejection
     from tapetum.alerts.decode import decode_packets, warm_up
     from tapetum.alerts.packets import Packet, read_container
+    from tapetum.alerts.stamps import BLOCK
     from tapetum.simulate.alerts import alert_schema, simulate_alerts
 
     warm_up()
@@ -53,7 +54,7 @@ def check_decoding() -> None:
         _same("ra", batch.ra[row], record["candidate"]["ra"])
         _same("mag", batch.mag[row], np.float32(record["candidate"]["magpsf"]))
         raw = gzip.decompress(record["cutoutDifference"]["stampData"])
-        pixels = np.frombuffer(raw, ">f4", batch.stamps[row, 2].size, 2880)
+        pixels = np.frombuffer(raw, ">f4", batch.stamps[row, 2].size, BLOCK)
         _same("stamp", batch.stamps[row, 2].ravel(), pixels)
 
 
@@ -100,7 +101,7 @@ def _stamp_l2_mean(stamp: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _background_noise(stamp: NDArray[np.float64]) -> NDArray[np.float64]:
     residual = stamp - np.median(stamp)
-    return np.asarray(np.arcsinh(residual / (SIGMA_PER_MAD * np.median(np.abs(residual))) / SOFTENING))
+    return np.asarray(np.arcsinh(residual / (MAD_TO_SIGMA * np.median(np.abs(residual))) / SOFTENING))
 
 
 NORMALISATIONS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {

@@ -13,7 +13,7 @@ from tapetum.core.errors import StoreError
 from tapetum.core.progress import Progress, no_progress
 from tapetum.sky.healpix import hpx29
 from tapetum.store import schema as t
-from tapetum.store.dialects import database_errors, integrity_problems
+from tapetum.store.dialects import database_errors, integrity_problems, snapshot
 from tapetum.store.segments import LOCK_NAME, MAGIC
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_EXAMPLES = 5  # rows that a problem names, beside their number
 ROWS_AT_A_TIME = 10_000
+LETTERS_AT_A_TIME = 4  # each may be as large as a packet
 OWN_ROW_DAYS = 0.01
 
 
@@ -52,7 +53,7 @@ def check(store: Store, *, quick: bool = False, progress: Progress = no_progress
     Parameters
     ----------
     store
-        It may be written to at the same time: all is read in one transaction.
+        It may be written to at the same time: the tables are read as they are at one moment.
     quick
         Do not read the segments, only look at their sizes.
     progress
@@ -63,7 +64,9 @@ def check(store: Store, *, quick: bool = False, progress: Progress = no_progress
     CheckReport
     """
     report = CheckReport()
-    with database_errors(store.url), store.engine.connect() as connection:
+    lost = store.lost()
+    report.problems += [] if lost is None else [lost]
+    with database_errors(store.url), snapshot(store.engine) as connection:
         report.problems += integrity_problems(connection)
         for part in (_check_alerts, _check_objects, _check_detections, _check_scores, _check_dead_letters):
             part(connection, report)
@@ -161,7 +164,7 @@ def _check_scores(connection: Connection, report: CheckReport) -> None:
 
 def _check_dead_letters(connection: Connection, report: CheckReport) -> None:
     d = t.dead_letter.c
-    rows = _stream(connection, select(d.sha256, d.packet, d.source))
+    rows = _stream(connection, select(d.sha256, d.packet, d.source), LETTERS_AT_A_TIME)
     number, wrong = 0, _Examples()
     for row in rows:
         number += 1
@@ -252,8 +255,8 @@ def _count(connection: Connection, query: Select[Any]) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def _stream(connection: Connection, query: Select[Any]) -> Any:
-    return connection.execute(query.execution_options(yield_per=ROWS_AT_A_TIME))
+def _stream(connection: Connection, query: Select[Any], at_a_time: int = ROWS_AT_A_TIME) -> Any:
+    return connection.execute(query.execution_options(yield_per=at_a_time))
 
 
 def _expect_none(connection: Connection, report: CheckReport, what: str, query: Select[Any]) -> None:

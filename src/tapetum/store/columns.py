@@ -176,16 +176,15 @@ def _own_rows(batch: AlertBatch) -> History:
 
 
 def unusable(batch: AlertBatch) -> list[str | None]:
-    """Why each alert of a batch cannot be stored; None when it can."""
+    """Why each alert of a batch cannot be stored; None when it can.
+
+    That it has a position, a time and a name is known from decoding it.
+    """
     reasons: list[str | None] = [None] * len(batch)
-    where = np.isfinite(batch.ra) & (np.abs(batch.dec) <= 90)
-    for row in np.flatnonzero(~where):
-        reasons[row] = f"its position is not one: ra {batch.ra[row]}, dec {batch.dec[row]}"
-    for row in np.flatnonzero(where & ~np.isfinite(batch.mjd)):
-        reasons[row] = f"its time is not one: mjd {batch.mjd[row]}"
-    for number, name in enumerate(batch.object_id):
-        if not name or "\0" in name:  # PostgreSQL keeps no NUL in a text
-            reasons[number] = f"its object has no proper name: {name!r}"
+    for what, texts in (("object", batch.object_id), ("band", batch.band)):
+        for row, text in enumerate(texts):
+            if "\0" in text:  # PostgreSQL keeps no NUL in a text
+                reasons[row] = f"its {what} has no proper name: {text!r}"
     return reasons
 
 
@@ -211,7 +210,6 @@ def alert_columns(
     reasons = unusable(batch)
     rejected = [(index[row], reason) for row, reason in enumerate(reasons) if reason is not None]
     good = np.array([reason is None for reason in reasons], np.bool_)
-    position = hpx29(np.where(good, batch.ra, 0.0), np.where(good, batch.dec, 0.0))
     columns = AlertColumns(
         survey=batch.survey,
         # an alert that cannot be stored points at no packet
@@ -221,7 +219,7 @@ def alert_columns(
         mjd=batch.mjd,
         ra=batch.ra,
         dec=batch.dec,
-        hpx29=position,
+        hpx29=hpx29(batch.ra, batch.dec),
         band=batch.band,
         mag=batch.mag,
         mag_err=batch.mag_err,

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing, contextmanager
+import re
+import sqlite3
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from tapetum.core.errors import MissingExtraError, StoreError, UsageError
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
 BACKENDS = ("sqlite", "postgresql")
+POSTGRES_DRIVER = (
+    "postgresql+psycopg"  # the one of the extra `postgres`; SQLAlchemy itself would take another
+)
+SECRET = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)  # in the name of a URL's option
 BUSY_SECONDS = 60  # how long a statement waits for another process's transaction
 ADVISORY_KEY = 0x7461_7065  # "tape": PostgreSQL's name for our writer lock
 SQLITE_NEW_FILE = (
@@ -40,29 +52,56 @@ CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
 
 
 def parse_url(text_url: str) -> URL:
-    """The URL of a store, checked.
+    """The URL of a store, checked, with the driver that we use.
 
     Raises
     ------
     UsageError
-        Not a URL, not one of our databases, or a SQLite database without a file.
+        Not a URL, not one of our databases, or a SQLite database without a file. No message tells a password.
     """
     try:
         url = make_url(text_url)
     except ArgumentError:
-        raise UsageError(
-            f"{text_url}: not the URL of a store; for a file write sqlite:///{text_url}"
-        ) from None
+        # what cannot be taken apart may hold a secret before any @, or in the words of a driver
+        told = re.sub(
+            rf"((?:{SECRET.pattern})\w*=)[^&\s]*", r"\1***", text_url.rpartition("@")[2], flags=re.I
+        )
+        raise UsageError(f"{told}: not the URL of a store; for a file write sqlite:///{told}") from None
+    except ValueError:
+        raise UsageError("the port of the store's URL is not a number: postgresql://HOST:PORT/NAME") from None
+    if "@" in (url.host or ""):  # what is before it belongs to the password
+        raise UsageError("an @ in the password of the store's URL must be written as %40")
     if url.get_backend_name() not in BACKENDS:
-        raise UsageError(f"{text_url}: stores live in sqlite:///FILE or postgresql://HOST/NAME")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise UsageError(f"{text_url}: a store needs a file, for instance sqlite:///night.db")
-    return url
+        raise UsageError(f"{shown(url)}: stores live in sqlite:///FILE or postgresql://HOST/NAME")
+    if url.get_backend_name() == "sqlite" and (
+        url.database in (None, "", ":memory:") or str(url.database).startswith("file:")
+    ):
+        raise UsageError(f"{shown(url)}: a store needs a file, for instance sqlite:///night.db")
+    return url.set(drivername=POSTGRES_DRIVER) if url.drivername == "postgresql" else url
+
+
+def shown(url: URL) -> str:
+    """The URL as it may be shown or written: no password, nor any option that looks like one."""
+    kept = {key: value for key, value in url.query.items() if not SECRET.search(key)}
+    return url.set(query=kept).render_as_string(hide_password=True)
 
 
 def database_file(url: URL) -> Path | None:
-    """The file of an SQLite database, None for a server."""
-    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+    """The file of an SQLite database, None for a server.
+
+    Links are followed: log, lock and segments belong to the file itself, whatever name it is reached by.
+    """
+    return Path(url.database).resolve() if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def left_alone_log(file: Path) -> Path | None:
+    """The write-ahead log beside a database file that is missing or empty, where there is one.
+
+    SQLite deletes such a log when it opens the file, so this must be asked before.
+    """
+    log = file.with_name(file.name + "-wal")
+    here = log.is_file() and log.stat().st_size
+    return log if here and not (file.is_file() and file.stat().st_size) else None
 
 
 def create_file(path: Path) -> None:
@@ -109,6 +148,29 @@ def prepare_empty(engine: Engine) -> None:
                 connection.cursor().execute(f"PRAGMA {pragma}")
 
 
+def checkpoint(engine: Engine) -> None:
+    """Move what was committed from SQLite's log into the file, so that the file alone holds it.
+
+    When somebody reads an older state, or the disk fails, it stays in the log, where it is as safe.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    with closing(engine.raw_connection()) as connection, suppress(sqlite3.Error):
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout=0")
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """A connection that reads one state of the database, whatever is committed meanwhile."""
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":  # there every transaction reads one state
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     del record
     connection.isolation_level = None  # we say BEGIN ourselves
@@ -131,12 +193,17 @@ def database_errors(url: URL) -> Iterator[None]:
     StoreError
         Anything the database refuses.
     """
-    name = url.render_as_string(hide_password=True)
+    name = shown(url)
     try:
         yield
     except OperationalError as problem:
         raise StoreError(
             f"{name}: {_first_line(problem)}; is it reachable and writable, has the disk room?"
+        ) from None
+    except DataError as problem:
+        raise StoreError(
+            f"{name}: {_first_line(problem)}; a packet has a value that no table takes: find it by ingesting fewer "
+            "packets at a time"
         ) from None
     except DBAPIError as problem:
         raise StoreError(f"{name}: {_first_line(problem)}; not a Tapetum store, or a damaged one") from None
@@ -156,6 +223,7 @@ def try_writer_lock(connection: Connection) -> bool:
     """
     if connection.dialect.name == "sqlite":
         return True
+    connection.detach()  # else it goes back to the pool when it is closed, and keeps the lock
     got = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_KEY}).scalar_one()
     connection.commit()  # the lock belongs to the session, not to this transaction
     return bool(got)

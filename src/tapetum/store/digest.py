@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 
 from tapetum.store import schema as t
-from tapetum.store.dialects import database_errors
+from tapetum.store.dialects import database_errors, snapshot
 
 if TYPE_CHECKING:
     from tapetum.store.store import Store
@@ -26,14 +26,14 @@ def digest(store: Store) -> dict[str, str]:
     Parameters
     ----------
     store
-        Read in one transaction.
+        Read as it is at one moment.
 
     Returns
     -------
     dict of str to str
         Table to hex number: the sum of the SHA-256 of its rows, modulo 2^256.
     """
-    with database_errors(store.url), store.engine.connect() as connection:
+    with database_errors(store.url), snapshot(store.engine) as connection:
         found = {}
         for name, query in _queries().items():
             total = 0
@@ -59,6 +59,6 @@ def _queries() -> dict[str, Select[Any]]:
         .add_columns(o.survey, o.object_id)
         .join_from(t.detection, t.object_, d.object_key == o.object_key)
     )
-    # the same packet may have come under two names
-    queries["dead_letter"] = select(t.dead_letter.c.sha256, t.dead_letter.c.packet)
+    # the same packet may have come under two names; its own digest stands for its bytes
+    queries["dead_letter"] = select(t.dead_letter.c.sha256, func.length(t.dead_letter.c.packet))
     return queries

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tapetum.alerts.batch import Rejection
+from tapetum.alerts.batch import AlertKey, Rejection
 from tapetum.alerts.packets import iter_packets
 from tapetum.core.errors import UsageError
 from tapetum.core.progress import Progress, no_progress
 from tapetum.pipelines.runner import run_over
-from tapetum.store.worker import Batch, Outcome, make_batches, make_work
-from tapetum.store.writer import AlertKey, Writer
+from tapetum.pipelines.score import PacketBatch, in_batches
+from tapetum.store.worker import Outcome, make_work
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tapetum.alerts.schema import AlertSchema
     from tapetum.store.store import Store
+    from tapetum.store.writer import Writer
 
 Acknowledge = Callable[[list[AlertKey]], None]
 
@@ -111,9 +112,9 @@ def ingest(
             )
     start = time.monotonic()
     report = IngestReport()
-    batches = make_batches(iter_packets(sources, schema), min(batch, commit_alerts))
+    batches = in_batches(iter_packets(sources, schema), min(batch, commit_alerts))
     with store.writer(segment_bytes) as writer:
-        pending: list[tuple[Batch, Outcome]] = []
+        pending: list[tuple[PacketBatch, Outcome]] = []
         size = 0
         for done in run_over(batches, partial(make_work, model), jobs):
             pending.append(done)
@@ -130,7 +131,7 @@ def ingest(
 
 def _commit(
     writer: Writer,
-    pending: list[tuple[Batch, Outcome]],
+    pending: list[tuple[PacketBatch, Outcome]],
     report: IngestReport,
     acknowledge: Acknowledge | None,
     rejected: Callable[[Rejection], None] | None,
@@ -139,7 +140,7 @@ def _commit(
     safe: list[AlertKey] = []
     dead: list[Rejection] = []
     for batch, outcome in pending:
-        packets = batch.packed.packets()
+        packets = batch.packets()
         unusable = list(outcome.rejections)
         for columns in outcome.columns:
             added = writer.add(columns, packets)

@@ -28,6 +28,7 @@ from tapetum.store.dialects import CLUSTERED, ROW_KEY
 
 SCHEMA_VERSION = 1
 MARK = "tapetum"
+COMMITS = "commits"  # key in `meta`: number of transactions of writers so far
 
 metadata = MetaData()
 
@@ -36,7 +37,7 @@ meta = Table(
     metadata,
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    comment="application, schema_version, store_id, secret, segments",
+    comment="application, schema_version, store_id, secret, segments, commits",
 )
 
 avro_schema = Table(

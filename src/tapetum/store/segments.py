@@ -3,6 +3,9 @@
 A segment is 8 bytes of magic, then bodies without anything between them; where each begins and ends, and its CRC-32,
 is in the alert's row. Bytes behind the last body that a row names were written by a process that died before its
 commit: the next writer cuts them off. One process writes at a time; the lock is the kernel's and ends with the process.
+
+The file that is locked also says how many transactions the database had committed. A database that knows of fewer came
+without its log, or is an older copy: then bytes without rows are not leftovers, and nobody may cut them off.
 """
 
 from __future__ import annotations
@@ -51,6 +54,15 @@ def segment_name(number: int) -> str:
 def crc32(body: bytes) -> int:
     """CRC-32 (ISO 3309, as in gzip) of a body."""
     return int(isal.isal_zlib.crc32(body))
+
+
+def read_mark(folder: Path) -> int:
+    """How many transactions had been committed when the last writer of `folder` said so; 0 when none did."""
+    try:
+        text = (folder / LOCK_NAME).read_bytes()
+    except OSError:
+        return 0
+    return int(text) if text.strip().isdigit() else 0
 
 
 def _sync_folder(folder: Path) -> None:
@@ -145,6 +157,21 @@ class SegmentWriter:
             os.close(self._lock)
             raise StoreError(
                 f"{folder}: another process is writing to this store; wait for it to end"
+            ) from None
+
+    def mark(self, commits: int) -> None:
+        """Say that so many transactions are committed; not on disk at once, but after any death of this process.
+
+        Raises
+        ------
+        StoreError
+            The disk is full or fails.
+        """
+        try:
+            os.pwrite(self._lock, b"%020d\n" % commits, 0)
+        except OSError as problem:
+            raise StoreError(
+                f"{self.folder / LOCK_NAME}: {problem.strerror}; all is stored, but not yet acknowledged"
             ) from None
 
     def resume(self, number: int, end: int) -> None:

@@ -8,30 +8,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from sqlalchemy import Engine, Row, Select, func, inspect, select
 
-from tapetum.alerts.batch import Rejection
+from tapetum.alerts.batch import AlertKey, Rejection
 from tapetum.alerts.packets import Packet
 from tapetum.alerts.schema import AlertSchema, load_schema
 from tapetum.core.errors import InputError, StoreError, UsageError
 from tapetum.store import schema as t
 from tapetum.store.dialects import (
+    checkpoint,
     create_file,
     database_errors,
     database_file,
+    left_alone_log,
     open_engine,
     parse_url,
     prepare_empty,
+    shown,
+    snapshot,
 )
-from tapetum.store.segments import SegmentReader, SegmentWriter, segments_folder
-from tapetum.store.writer import AlertKey, Writer
+from tapetum.store.segments import SegmentReader, SegmentWriter, read_mark, segments_folder
+from tapetum.store.writer import Writer, committed, lost_commits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
-    from numpy.typing import NDArray
     from sqlalchemy.engine import URL
 
 LIGHTCURVE_COLUMNS = (
@@ -87,7 +89,7 @@ class Store:
     @property
     def name(self) -> str:
         """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        return shown(self.url)
 
     @property
     def settings_path(self) -> Path:
@@ -120,14 +122,33 @@ class Store:
         Raises
         ------
         StoreError
-            Another process writes, or disk or database fail.
+            Another process writes, disk or database fail, or the database lacks what was committed to it.
+        """
+        with database_errors(self.url), SegmentWriter(self.segments, segment_bytes) as segments:
+            with Writer(self.engine, segments) as writer:
+                yield writer
+            checkpoint(self.engine)
+
+    def lost(self) -> str | None:
+        """What is wrong, and the remedy, when the database lacks what was committed to it; else None."""
+        marked = read_mark(self.segments)  # before the database: a writer may be at work
+        with database_errors(self.url), self.engine.connect() as connection:
+            return lost_commits(marked, committed(connection))
+
+    def forget_lost(self) -> None:
+        """Accept that the database lacks what was committed to it: the next writer cuts off bytes without rows.
+
+        Raises
+        ------
+        StoreError
+            Another process writes.
         """
         with (
             database_errors(self.url),
-            SegmentWriter(self.segments, segment_bytes) as segments,
-            Writer(self.engine, segments) as writer,
+            SegmentWriter(self.segments, 0) as segments,
+            self.engine.connect() as connection,
         ):
-            yield writer
+            segments.mark(committed(connection))
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -143,7 +164,8 @@ class Store:
         }
         queries = {name: select(func.count()).select_from(table) for name, table in counted.items()}
         queries["segment_bytes"] = select(func.coalesce(func.sum(t.segment.c.bytes), 0))
-        found = {name: int(self._all(query)[0][0]) for name, query in queries.items()}
+        with database_errors(self.url), snapshot(self.engine) as connection:
+            found = {name: int(connection.execute(query).scalar_one()) for name, query in queries.items()}
         return {
             "store": self.name,
             **found,
@@ -160,10 +182,18 @@ class Store:
             for row in self._all(select(*columns, func.count()).group_by(*columns).order_by(*columns))
         ]
 
-    def dead_letters(self) -> list[Rejection]:
-        """What could not be used, with reasons and packets, sorted by source and record."""
+    def dead_letters(self, *, payloads: bool = False) -> list[Rejection]:
+        """What could not be used, and why, sorted by source and record.
+
+        Parameters
+        ----------
+        payloads
+            With the bytes of each, all in memory.
+        """
         d = t.dead_letter.c
-        query = select(d.source, d.record, d.reason, d.packet).order_by(d.source, d.record, d.sha256)
+        query = select(d.source, d.record, d.reason).order_by(d.source, d.record, d.sha256)
+        if payloads:
+            query = query.add_columns(d.packet)
         return [Rejection(*row) for row in map(tuple, self._all(query))]
 
     def lightcurve(self, object_id: str, survey: str | None = None) -> pa.Table:
@@ -243,11 +273,6 @@ class Store:
             query = query.where(s.model_version == version)
         return [RankedAlert(*row) for row in map(tuple, self._all(query))]
 
-    def scores(self, model: str) -> NDArray[np.float64]:
-        """All scores of a model, ascending; nulls are left out."""
-        query = select(t.score.c.score).where(t.score.c.model == model, t.score.c.score.is_not(None))
-        return np.array([row[0] for row in self._all(query.order_by(t.score.c.score))], np.float64)
-
     def packets(self, keys: Sequence[AlertKey]) -> list[Packet]:
         """The packets of alerts as they came, in the order of `keys`.
 
@@ -298,7 +323,9 @@ class Store:
             return connection.execute(query).all()
 
 
-def open_store(text_url: str, *, create: bool = False, segments_url: str | None = None) -> Store:
+def open_store(
+    text_url: str, *, create: bool = False, segments_url: str | None = None, forget_lost: bool = False
+) -> Store:
     """Open a store.
 
     Parameters
@@ -310,6 +337,8 @@ def open_store(text_url: str, *, create: bool = False, segments_url: str | None 
     segments_url
         Where a new store keeps its segments, in a folder of its own; by default ``FILE.segments/`` beside the database.
         For a store that exists: where to look for them first.
+    forget_lost
+        Make a store also where packets or a log lie whose database is gone, and see `Store.forget_lost`.
 
     Raises
     ------
@@ -318,32 +347,57 @@ def open_store(text_url: str, *, create: bool = False, segments_url: str | None 
     InputError
         No such file.
     StoreError
-        Not a Tapetum store, or one of another version; the database cannot be reached.
+        Not a Tapetum store, or one of another version; the database cannot be reached, or lacks its write-ahead log.
     MissingExtraError
         The driver of the database is not installed.
     """
     url = parse_url(text_url)
     file = database_file(url)
-    if file is not None and not file.exists():
-        if not create:
-            raise InputError(f"{file}: no such store; make it with  tapetum store init --store {text_url}")
-        create_file(file)
+    orphans = None if file is None or forget_lost else _orphans(file)
+    if file is not None and not (file.exists() and file.stat().st_size):
+        if orphans:
+            raise StoreError(orphans)
+        if not create and not file.exists():
+            raise InputError(f"{file}: no such store; make it with  tapetum store init --store {shown(url)}")
+        if create:
+            create_file(file)
     engine = open_engine(url)
     try:
         with database_errors(url):
             if create:
-                _create_tables(engine, url, segments_url)
-            meta = _read_meta(engine, url)
-        return Store(url, engine, meta, _locate_segments(url, meta, segments_url))
+                _create_tables(engine, url, segments_url, orphans)
+            meta = _read_meta(engine, url, orphans)
+        store = Store(url, engine, meta, _locate_segments(url, meta, segments_url))
+        if forget_lost:
+            store.forget_lost()
+        return store
     except BaseException:
         engine.dispose()
         raise
 
 
-def _create_tables(engine: Engine, url: URL, segments_url: str | None) -> None:
+def _orphans(file: Path) -> str | None:
+    """What to say when `file` has no tables although packets or a log lie beside it; None when nothing does."""
+    log, segments = left_alone_log(file), _segments_beside(file)
+    if log is None and not any(segments.glob("*.seg")):
+        return None
+    return (
+        f"{file}: the database is missing or empty, but {(log or segments).name} beside it belongs to one. Copy that "
+        f"database here, with its write-ahead log {file.name}-wal if it has one, before anything else is done; if it "
+        "is gone, make a store without those alerts with  tapetum store init --forget-lost"
+    )
+
+
+def _segments_beside(file: Path) -> Path:
+    return file.with_name(file.name + ".segments")
+
+
+def _create_tables(engine: Engine, url: URL, segments_url: str | None, orphans: str | None) -> None:
     """All tables and the store's identity in one transaction, unless there are tables already."""
     if inspect(engine).get_table_names():
         return
+    if orphans:
+        raise StoreError(orphans)
     if segments_url is None and database_file(url) is None:
         raise UsageError("a store on a server needs a folder for its segments: set store.segments_url")
     prepare_empty(engine)
@@ -357,19 +411,23 @@ def _create_tables(engine: Engine, url: URL, segments_url: str | None) -> None:
             "store_id": secrets.token_hex(8),
             "secret": secrets.token_urlsafe(32),
             "segments": place,
+            t.COMMITS: "0",
         }
         t.metadata.create_all(connection)
         connection.execute(t.meta.insert(), [{"key": key, "value": value} for key, value in identity.items()])
         connection.commit()
+    checkpoint(engine)  # whoever copies the file alone has a store, not an empty file
 
 
-def _read_meta(engine: Engine, url: URL) -> dict[str, str]:
-    name = url.render_as_string(hide_password=True)
+def _read_meta(engine: Engine, url: URL, orphans: str | None) -> dict[str, str]:
+    name = shown(url)
     with engine.connect() as connection:
         tables = inspect(connection).get_table_names()
         meta: dict[str, str] = {}
         if {"meta", "alert"}.issubset(tables):
             meta = {row.key: row.value for row in connection.execute(select(t.meta))}
+    if orphans and not tables:
+        raise StoreError(orphans)
     if meta.get("application") != t.MARK:
         remedy = (
             "make one there with  tapetum store init" if not tables else "choose another file or database"
@@ -387,7 +445,7 @@ def _locate_segments(url: URL, meta: dict[str, str], segments_url: str | None) -
     """Beside the database, or in the folder of this store at the place given now or at its birth."""
     file = database_file(url)
     if not meta["segments"] and file is not None:
-        return file.with_name(file.name + ".segments")
+        return _segments_beside(file)
     if segments_url is not None and (here := segments_folder(segments_url) / meta["store_id"]).is_dir():
         return here
     return Path(meta["segments"]) / meta["store_id"]

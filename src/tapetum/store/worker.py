@@ -5,25 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tapetum.alerts.packets import Packet
-from tapetum.pipelines.score import PacketBatch
 from tapetum.store.columns import AlertColumns, ScoreColumns, alert_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
-    from tapetum.alerts.batch import AlertBatch, Rejection
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Packets on their way to a worker, and what could not be read between them."""
-
-    packed: PacketBatch
-    rejections: list[Rejection]
-
-    def __len__(self) -> int:
-        return len(self.packed.bodies) + len(self.rejections)
+    from tapetum.alerts.batch import AlertBatch
+    from tapetum.pipelines.score import PacketBatch
 
 
 @dataclass(frozen=True)
@@ -42,23 +30,7 @@ class Outcome:
     rejections: list[tuple[int, str]]
 
 
-def make_batches(found: Iterable[Packet | Rejection], size: int) -> Iterator[Batch]:
-    """Gather packets into batches of `size`, rejections included."""
-    packets: list[Packet] = []
-    rejections: list[Rejection] = []
-    for item in found:
-        if isinstance(item, Packet):
-            packets.append(item)
-        else:
-            rejections.append(item)
-        if len(packets) + len(rejections) >= size:
-            yield Batch(PacketBatch.of(packets), rejections)
-            packets, rejections = [], []
-    if packets or rejections:
-        yield Batch(PacketBatch.of(packets), rejections)
-
-
-def make_work(model: str | None) -> Callable[[Batch], Outcome]:
+def make_work(model: str | None) -> Callable[[PacketBatch], Outcome]:
     """The work with `model` loaded; None does not score.
 
     Raises
@@ -70,9 +42,9 @@ def make_work(model: str | None) -> Callable[[Batch], Outcome]:
 
     score = _no_scores if model is None else _scorer(model)
 
-    def work(batch: Batch) -> Outcome:
+    def work(batch: PacketBatch) -> Outcome:
         # stamps are read although nothing may score them: what is stored must not depend on that
-        decoded, rejected = decode_packets(batch.packed.packets(), stamps=True, history=True, candidate=True)
+        decoded, rejected = decode_packets(batch.packets(), stamps=True, history=True, candidate=True)
         rejections = [(index, rejection.reason) for index, rejection in rejected]
         columns = []
         for alerts, index in decoded:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Column, ColumnElement, Engine, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, func, select
 
 from tapetum.core.errors import StoreError
+from tapetum.core.limits import DEFAULT_LIMITS
 from tapetum.store import schema as t
 from tapetum.store.dialects import insert_sql, null_columns, try_writer_lock
-from tapetum.store.segments import SegmentWriter, crc32, segment_name
+from tapetum.store.segments import SegmentWriter, crc32, read_mark, segment_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tapetum.alerts.batch import Rejection
+    from tapetum.alerts.batch import AlertKey, Rejection
     from tapetum.alerts.packets import Packet
     from tapetum.alerts.schema import AlertSchema
     from tapetum.store.columns import AlertColumns, DetectionColumns, ScoreColumns
@@ -31,7 +32,6 @@ DETECTION_COLUMNS = [column.name for column in t.detection.columns]
 
 SAME_TIME = 0.01  # d; copies of a packet may lack the exposure time, which moves the middle of the exposure
 SAME_PLACE = 5.0  # arcsec
-AlertKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Writer:
     Raises
     ------
     StoreError
-        Another process writes.
+        Another process writes, or the database lacks what was committed to it.
     """
 
     def __init__(self, engine: Engine, segments: SegmentWriter) -> None:
@@ -90,7 +90,13 @@ class Writer:
             ),
             "score": insert_sql(c, t.score, ignore=True),
             "dead_letter": insert_sql(c, t.dead_letter, ignore=True),
+            "meta": insert_sql(c, t.meta, update=["value"]),
         }
+        self._commits, self._changed = committed(c), False
+        lost = lost_commits(read_mark(segments.folder), self._commits)
+        if lost is not None:
+            self._connection.close()
+            raise StoreError(f"{segments.folder}: {lost}")
         self._schema_ids: dict[str, int] = dict(
             self._rows(select(t.avro_schema.c.fingerprint, t.avro_schema.c.schema_id))
         )
@@ -130,15 +136,25 @@ class Writer:
 
     def reject(self, rejection: Rejection, packet: Packet | None = None) -> None:
         """Keep what cannot be used: the `packet` when its body could be cut out, else the bytes of `rejection`."""
-        payload = rejection.payload if packet is None else packet.body
+        whole = rejection.payload if packet is None else packet.body
+        # readers cut as well; but one packet beyond what a database takes would end a run of millions
+        payload, reason = whole[: DEFAULT_LIMITS.packet_bytes], rejection.reason
+        if len(payload) < len(whole):
+            reason += f" (kept are the first {len(payload)} of its {len(whole)} bytes)"
         schema_id = None if packet is None else self._schema_id(packet.schema)
-        told = _storable(rejection.source), rejection.record, _storable(rejection.reason)
+        told = _storable(rejection.source), rejection.record, _storable(reason)
         self._insert("dead_letter", [(dead_letter_id(payload, *told), *told, schema_id, payload)])
 
     def commit(self) -> None:
         """Return when everything added is on disk: first the bodies, then the rows that name them."""
         self._segments.sync()
+        if self._changed:
+            self._commits += 1
+            self._insert("meta", [(t.COMMITS, str(self._commits))])
         self._connection.commit()
+        if self._changed:
+            self._segments.mark(self._commits)
+            self._changed = False
 
     def close(self) -> None:
         """Forget what was not committed."""
@@ -250,6 +266,7 @@ class Writer:
             known = self._schema_ids[schema.fingerprint] = max(self._schema_ids.values(), default=0) + 1
             values = {"schema_id": known, "fingerprint": schema.fingerprint, "text": schema.text}
             self._connection.execute(t.avro_schema.insert(), [values])
+            self._changed = True
         return known
 
     # --- database -------------------------------------------------------------------------------------------------
@@ -257,6 +274,7 @@ class Writer:
     def _insert(self, name: str, rows: list[tuple[Any, ...]]) -> None:
         if rows:
             self._connection.exec_driver_sql(self._sql[name], rows)
+            self._changed = True
 
     def _rows(self, query: Any) -> list[Any]:
         return [tuple(row) for row in self._connection.execute(query)]
@@ -277,6 +295,31 @@ class Writer:
         for part in _parts(values):
             found.update(self._connection.execute(select(column).where(where, column.in_(part))).scalars())
         return found
+
+
+def committed(connection: Connection) -> int:
+    """How many transactions of writers the database knows."""
+    value = connection.execute(select(t.meta.c.value).where(t.meta.c.key == t.COMMITS)).scalar()
+    return int(value or 0)
+
+
+def lost_commits(marked: int, known: int) -> str | None:
+    """What is wrong, and the remedy, when a database knows of fewer transactions than its segments; else None.
+
+    Parameters
+    ----------
+    marked
+        `read_mark` of the segments, read before `known`.
+    known
+        `committed` of the database.
+    """
+    if marked <= known:
+        return None
+    return (
+        f"the last {marked - known} of {marked} transactions are not in the database: its write-ahead log (the file "
+        "ending in -wal) was left behind, or it is an older copy. Put the right files together while no command runs; "
+        "if they are gone, run  tapetum store init --forget-lost  and ingest the sources again"
+    )
 
 
 def dead_letter_id(payload: bytes, source: str, record: int, reason: str) -> str:
