@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
+from html import unescape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,16 @@ from tapetum.alerts.batch import Rejection
 from tapetum.cli import demo
 from tapetum.cli.app import app
 from tapetum.core import samples
-from tapetum.pipelines.demo import Exhibit, NightReport, ReportAlert, build_page, choose, summary
+from tapetum.pipelines.demo import (
+    Exhibit,
+    NightReport,
+    ReportAlert,
+    Threshold,
+    build_page,
+    choose,
+    summary,
+    threshold_from,
+)
 from tapetum.report.page import render_page
 
 if TYPE_CHECKING:
@@ -59,6 +70,33 @@ def test_offline_demo_makes_a_page_and_says_that_it_is_simulated(tmp_path: Path,
     assert run["settings"]["seed"] == 20260
     second = call("demo", "--offline", "-o", str(out)).stdout
     assert second == first  # nothing is stored or counted twice
+
+
+def test_another_seed_is_another_night(tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    for seed in ("1", "2"):
+        monkeypatch.setenv("TAPETUM_SEED", seed)
+        said = call("demo", "--offline", "-o", str(tmp_path)).stdout
+        assert said.startswith(f"{few} alerts of {few} objects: ")
+        assert "0 packets rejected" in said
+        shown.append(set(re.findall(r"SIM[0-9a-f]{12}", (tmp_path / "report.html").read_text())))
+    assert len(shown[0]) == len(shown[1]) == few
+    assert shown[0].isdisjoint(shown[1])
+
+
+def test_the_page_shows_this_run_and_not_what_else_the_store_holds(
+    tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = real_data / "alerts" / "pgir"
+    first, second, *_ = sorted(folder.glob("*.avro"))
+    bad = tmp_path / "bad.avro"
+    bad.write_bytes(b"Obj\x01nothing")
+    for packets, n_rejected in (([first, bad], 1), ([second], 0), ([first, bad], 1)):
+        monkeypatch.setattr(samples, "fetch_sample", lambda name, progress, packets=packets: packets)
+        said = call("demo", "-o", str(tmp_path / "demo")).stdout
+        assert said.startswith("1 alerts of 1 objects: ")
+        assert f"{n_rejected} packets rejected" in said
+        assert ("bad.avro" in (tmp_path / "demo" / "report.html").read_text()) == bool(n_rejected)
 
 
 def test_without_an_index_the_demo_falls_back_and_says_why(tmp_path: Path, few: int, no_index: None) -> None:
@@ -129,7 +167,7 @@ def alert(number: int, level: float | None, **changes: Any) -> ReportAlert:
 def exhibit(shown: ReportAlert) -> Exhibit:
     stamps = np.random.default_rng(shown.alert_id).normal(size=(3, 63, 63)).astype(np.float32)
     shapes = np.array([[63, 63], [40, 63], [0, 0]], np.int16)
-    columns = ("mjd", "mag", "mag_err", "mag_limit", "flux", "flux_err")
+    columns = ("mjd", "mag", "mag_err", "mag_limit", "flux", "flux_err", "ra", "dec")
     curve = pa.table(
         {
             **{name: pa.array([60000.0, None], pa.float64()) for name in columns},
@@ -148,7 +186,7 @@ def night(alerts: Sequence[ReportAlert], rejections: Sequence[Rejection] = ()) -
         "realbogus",
         "1.0.0",
         True,
-        0.5,
+        Threshold(0.5, "test"),
         alerts,
         exhibits,
         rejections,
@@ -193,6 +231,40 @@ def test_page_counts_and_names_what_failed() -> None:
     ):
         assert words in html
     assert html.count("<img ") == 2 * 2  # two scored alerts, whose difference stamp is missing
+
+
+def test_the_threshold_is_the_cards_own_where_it_names_one() -> None:
+    points = {"packets_tpr_0.97": 0.4, "packets_tpr_0.90": 0.7}
+    found = threshold_from(points, "packets")
+    assert found.level == 0.4
+    assert "packets_tpr_0.97" in found.reason
+    even = threshold_from(points, "simulated")
+    assert even.level == 0.5
+    assert "names no threshold" in even.reason
+    alerts = [alert(2, 0.45), alert(4, 0.35)]
+    html = render_page(build_page(replace(night(alerts), threshold=found)))
+    assert "probability ≥ 0.4<" in html
+    assert found.reason in unescape(html)
+    assert "1 look real (probability >= 0.4)" in summary(replace(night(alerts), threshold=found))
+
+
+def test_weak_forced_photometry_is_a_limit() -> None:
+    shown = alert(2, 0.9)
+    columns = {
+        "mjd": [60000.0, 60001.0, 60002.0],
+        "mag": [19.0, 22.0, 19.2],
+        "mag_err": [0.05, 0.4, 0.05],
+        "mag_limit": [20.5, 20.5, 20.5],
+        "flux": [1e5, 3.0, 9e4],
+        "flux_err": [5e3, 1.0, 5e3],
+        "ra": [10.0, None, None],
+        "dec": [-5.0, None, None],
+        "band": ["ztfr"] * 3,
+        "forced": [False, True, True],
+    }
+    picture = replace(exhibit(shown), light_curve=pa.table(columns))
+    html = render_page(build_page(replace(night([shown]), exhibits={shown.key: picture})))
+    assert "light curve: 2 detections, 1 upper limits" in html  # 3 sigma exactly is not above 3 sigma
 
 
 def test_page_of_nothing_is_a_page() -> None:

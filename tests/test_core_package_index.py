@@ -305,6 +305,32 @@ def test_only_harmless_requests_are_repeated() -> None:
     assert asked == ["GET", "GET", "GET", "POST"]
 
 
+@pytest.mark.parametrize("announced", ["many", "-3", "1e3", "", "9" * 5000])
+def test_nonsense_announced_as_length_does_not_matter(announced: str, tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Length": announced}, stream=httpx.ByteStream(CONTENT))
+
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    with HttpClient(transport=httpx.MockTransport(answer)) as client:
+        client.download("http://survey/x", tmp_path / "x", sha256=sha256, max_bytes=len(CONTENT))
+        assert (tmp_path / "x").read_bytes() == CONTENT
+        with pytest.raises(LimitError, match="more than the 3 bytes"):
+            client.download("http://survey/x", tmp_path / "y", sha256=sha256, max_bytes=3)
+    assert not (tmp_path / "y").exists()
+
+
+def test_body_that_does_not_decode_is_a_network_error() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        stream = httpx.ByteStream(b"not gzip")
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=stream)
+
+    with (
+        HttpClient(transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(NetworkError, match="GET http://survey/x"),
+    ):
+        client.request("GET", "http://survey/x")
+
+
 def test_a_plain_no_is_not_repeated() -> None:
     asked: list[str] = []
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -60,11 +62,38 @@ def test_every_dependency_has_its_reason():
 
 
 def test_every_model_has_a_page():
-    pages = "".join(path.read_text() for path in (ROOT / "docs" / "models").glob("*.md"))
-    shipped = {files.name for files in list_models() if "weights" in str(files.onnx)}
+    titles = [path.read_text().partition("\n")[0] for path in (ROOT / "docs" / "models").glob("*.md")]
+    named = {word for title in titles for word in re.findall(r"[\w-]+", title)}
+    shipped = {files.name for files in list_models() if files.origin == "package"}
     assert "realbogus" in shipped
-    for name in shipped | set(template_names()):
-        assert name in pages, name
+    assert (shipped | set(template_names())) - named == set()
+
+
+def test_everything_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+
+    def names(lines):
+        return {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in lines}
+
+    always = names(project["dependencies"])
+    of = packages_distributions()
+    for path in (ROOT / "src").rglob("*.py"):
+        allowed = always | (names(extras["train"]) if "training" in path.parts else set())
+        for module in modules_of(ast.parse(path.read_text())) - sys.stdlib_module_names - {"tapetum"}:
+            known = {name.lower().replace("_", "-") for name in of.get(module, [module])}
+            assert known & allowed, f"{path} imports {module}, which pyproject.toml does not declare"
+
+
+def modules_of(tree):
+    """Top-level names of all that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def test_reference_is_generated_from_the_code():

@@ -6,8 +6,10 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -36,8 +38,10 @@ from tapetum.models.card import (
 )
 from tapetum.models.golden import golden_inputs, synthetic_stamps, uniforms
 from tapetum.models.importer import Contract, import_keras
+from tapetum.models.keras_h5 import read_keras_h5
 from tapetum.models.registry import find_model, imported_dir, list_models, load_template, template_names
 from tapetum.models.runtime import Model
+from tapetum.pipelines.import_model import read_apart
 
 TODAY = datetime.date(2026, 11, 20)
 PADDED = {"pad_side": "centre", "pad_value": 0.5, "licence": "MIT"}
@@ -472,6 +476,50 @@ def test_import_command(network):
     )
     assert isinstance(run(app, ["import", str(network), "--name", "other"]).exception, InputError)
     assert run(app, ["import", str(network)]).exit_code == 2
+
+
+# --- files that crash their reader ---
+
+CRASHING_H5PY = """
+import os, signal
+File = Group = Dataset = None
+def is_hdf5(path):
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_what_is_read_apart_is_what_is_in_the_file(network):
+    apart, here = read_apart(network), read_keras_h5(network)
+    assert apart.weights_sha256() == here.weights_sha256()
+    assert [layer.config for layer in apart.layers] == [layer.config for layer in here.layers]
+    wrong = network.with_suffix(".txt")
+    shutil.copy(network, wrong)
+    with pytest.raises(FormatError, match=r"net\.txt: the suffix is not"):
+        read_apart(wrong)
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        (partial(signal.raise_signal, signal.SIGSEGV), "by signal 11"),
+        (partial(os._exit, 7), "with status 7"),
+    ],
+)
+def test_a_reader_that_dies_is_one_sentence_about_the_file(network, end, how):
+    with pytest.raises(FormatError, match=rf"net\.h5: nobody can read it \(.* {how}\); the file is damaged"):
+        read_apart(network, end)
+
+
+def test_a_file_that_crashes_hdf5_does_not_crash_the_command(network, tmp_path):
+    (tmp_path / "crashing").mkdir()
+    (tmp_path / "crashing" / "h5py.py").write_text(CRASHING_H5PY)
+    command = [Path(sys.executable).with_name("tapetum"), "models", "import", network, "--name", "mine"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "crashing")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == FormatError.exit_code
+    assert done.stderr.count("\n") == 1
+    assert f"{network}: nobody can read it" in done.stderr
+    assert not (imported_dir() / "mine").exists()
 
 
 def test_the_runtime_reports_to_nobody(tmp_path):

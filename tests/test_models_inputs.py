@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tapetum.alerts.batch import STAMP_NAMES
 from tapetum.models import _kernels
 from tapetum.models.card import ImageContract, Normalisation, Padding
 from tapetum.models.flags import InputFlag
-from tapetum.models.inputs import STAMP_ORDER, inspect_images, prepare_images
+from tapetum.models.inputs import inspect_images, prepare_images
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+UPPER_QUARTILE = NormalDist().inv_cdf(0.75)
 METHODS = ("row_l2", "stamp_l2", "stamp_l2_mean", "background_noise")
 
 
@@ -26,7 +29,7 @@ def contract(method="stamp_l2", **changes):
         when=changes.pop("when", "after"),
     )
     normalisation = Normalisation(method=method, softening=changes.pop("softening", 1.0))
-    settings = {"name": "images", "size": 9, "channels": STAMP_ORDER} | changes
+    settings = {"name": "images", "size": 9, "channels": STAMP_NAMES} | changes
     return ImageContract(normalisation=normalisation, padding=padding, **settings)
 
 
@@ -44,7 +47,7 @@ def true_values(pixels, good, method, softening):
             return filled
         background = values[(values.size - 1) // 2]
         distances = np.sort(abs(values - background))
-        noise = 1.482602218505602 * distances[(values.size - 1) // 2] or values.std() or 1.0
+        noise = distances[(values.size - 1) // 2] / UPPER_QUARTILE or values.std() or 1.0
         return np.where(good, np.arcsinh((filled - background) / noise / softening), 0.0)
     axis = -1 if method == "row_l2" else None
     square = (filled**2).sum(axis=axis, keepdims=True)
@@ -77,7 +80,7 @@ def true_plane(stamp, shape, c):
 
 
 def truth(stamps, shapes, c):
-    planes = [STAMP_ORDER.index(name) for name in c.channels]
+    planes = [STAMP_NAMES.index(name) for name in c.channels]
     out = []
     for stamp, shape in zip(stamps, shapes, strict=True):
         pairs = [true_plane(stamp[p], shape[p].tolist(), c) for p in planes]

@@ -82,6 +82,22 @@ def test_debiasing_takes_away_what_chance_alone_gives(rng: np.random.Generator) 
     assert expected_calibration_error(bins) == pytest.approx(0.095, abs=0.015)  # a real error stays
 
 
+def test_uncertain_truth_counts_by_its_probability(rng: np.random.Generator) -> None:
+    target = rng.random(6000)  # what is known is a probability, and the scores are exactly it
+    assert expected_calibration_error(reliability(target, target), debiased=False) == pytest.approx(
+        0, abs=1e-12
+    )
+    figures = measure(target, target, [str(i) for i in range(6000)], n_bootstrap=0)
+    assert figures["brier"].value == 0
+    assert figures["auc"].value == 1
+    assert figures["ece"].n == 6000
+    assert figures["auc"].n == ((target >= 0.8) | (target <= 0.2)).sum()
+    # leaving the uncertain ones out would call the same scores wrong
+    certain = (target >= 0.8) | (target <= 0.2)
+    hard = reliability(target[certain], target[certain] > 0.5)
+    assert expected_calibration_error(hard) > 0.05
+
+
 @pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
 def test_calibration_repairs_overconfidence(method: str, rng: np.random.Generator) -> None:
     true_logits = rng.normal(0, 1.5, 8000)

@@ -208,6 +208,8 @@ def test_the_exported_network_is_the_trained_one(
     export_onnx(network, tmp_path / "model.onnx", "images", (4, 17, 17), 20)
     assert check_onnx(tmp_path / "model.onnx", network, images) < 1e-5
     assert check_onnx(tmp_path / "model.onnx", network, images[:1]) < 1e-5  # the first axis is free
+    export_onnx(network, tmp_path / "again.onnx", "images", (4, 17, 17), 20)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
     other = build_network("compact", 4, 17, {"widths": [8, 16], "head": 8}).eval()
     with pytest.raises(ModelError, match="differ by"):
         check_onnx(tmp_path / "model.onnx", other, images)

@@ -48,6 +48,12 @@ def test_it_is_small_and_its_golden_vectors_come_out(model: Model) -> None:
     assert len(model.card.golden.outputs) >= 8
 
 
+def test_the_file_tells_nothing_of_the_machine_that_made_it() -> None:
+    content = (FOLDER / "model.onnx").read_bytes()
+    for trace in (b".py", b"stack_trace", b"/home", b"/tmp", b"site-packages"):
+        assert trace not in content
+
+
 def test_it_costs_less_than_the_braai_network() -> None:
     assert count_macs(FOLDER / "model.onnx") < 0.75 * BRAAI_MACS
 

@@ -93,6 +93,15 @@ def test_a_later_source_does_not_repeat_an_earlier_one(real_data: Path) -> None:
     assert set(both.examples("fit").origin) == {"winter"}
 
 
+def test_the_same_packet_twice_counts_once(real_data: Path) -> None:
+    folder = real_data / "alerts" / "pgir"
+    once = PacketSource([folder], TruthRules()).examples("fit")
+    twice = PacketSource([folder, folder], TruthRules()).examples("fit")
+    assert len(once)
+    assert twice.alert_id.tolist() == once.alert_id.tolist()
+    assert len(PacketSource([folder], TruthRules()).examples("held")) == 0
+
+
 def test_every_recipe_of_the_package_is_valid_and_simulates_only_what_can_be() -> None:
     assert "realbogus" in recipe_names()
     for name in recipe_names():

@@ -21,12 +21,11 @@ ROOMS = (
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """(command line, its help) of every verb, in the order of the help."""
+    """(command line, its help) of every noun and verb, in the order of the help."""
     from tapetum.cli.app import app
 
     def visit(command: Any, context: Any, path: str) -> Iterator[tuple[str, str]]:
-        if path != "tapetum" or not getattr(command, "commands", None) or path == "tapetum":
-            yield path, command.get_help(context)
+        yield path, command.get_help(context)
         for name, inner in getattr(command, "commands", {}).items():
             yield from visit(inner, type(context)(inner, info_name=name, parent=context), f"{path} {name}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,18 +12,37 @@ import typer
 from tapetum.cli.common import JobsOption, progress_bar, settings_of
 
 if TYPE_CHECKING:
+    from tapetum.alerts.batch import AlertKey, Rejection
     from tapetum.core.settings import Settings
     from tapetum.models.card import ModelCard
     from tapetum.pipelines.demo import Exhibit, NightReport, ReportAlert
-    from tapetum.store.ingest import IngestReport
     from tapetum.store.store import RankedAlert, Store
 
 SAMPLE = "ztf-alerts"
 N_SIMULATED = 400
-THRESHOLD = 0.5  # more likely real than not
 REAL_SOURCE = "Real alerts of the Zwicky Transient Facility, from the sample ztf-alerts."
 SIMULATED_SOURCE = "Alerts simulated on the spot."
 SIMULATED_NOTICE = "These alerts are simulated, not observed: {}"
+
+
+@dataclass
+class Night:
+    """What one run of the demo brought into the store; the store may hold more, of earlier runs.
+
+    Attributes
+    ----------
+    alerts
+        (survey, alert_id) of all that are in the store now, new or known before.
+    rejections
+        Packets that could not be used.
+    n_new, seconds
+        Alerts that are new in the store, and the wall time of reading, scoring and storing [s].
+    """
+
+    alerts: set[AlertKey] = field(default_factory=set)
+    rejections: list[Rejection] = field(default_factory=list)
+    n_new: int = 0
+    seconds: float = 0.0
 
 
 def fetch_alerts(folder: Path, seed: int, *, offline: bool) -> tuple[list[Path], str]:
@@ -42,12 +62,12 @@ def fetch_alerts(folder: Path, seed: int, *, offline: bool) -> tuple[list[Path],
 
     from tapetum.simulate.alerts import simulate_alerts, write_alerts
 
-    path = folder / "simulated.avro"
+    path = folder / f"simulated-{seed}.avro"
     write_alerts(path, simulate_alerts(N_SIMULATED, np.random.default_rng(seed)))
     return [path], reason
 
 
-def reliabilities(store: Store, ranked: Sequence[RankedAlert]) -> dict[tuple[str, int], float]:
+def reliabilities(store: Store, ranked: Sequence[RankedAlert]) -> dict[AlertKey, float]:
     """The survey's own score of each alert that has one, read from the packets."""
     import numpy as np
 
@@ -67,7 +87,7 @@ def reliabilities(store: Store, ranked: Sequence[RankedAlert]) -> dict[tuple[str
     return found
 
 
-def exhibits(store: Store, alerts: Sequence[ReportAlert]) -> dict[tuple[str, int], Exhibit]:
+def exhibits(store: Store, alerts: Sequence[ReportAlert]) -> dict[AlertKey, Exhibit]:
     """Stamps and light curves of alerts, by survey and id."""
     from tapetum.alerts.decode import decode_packets
     from tapetum.pipelines.demo import Exhibit
@@ -82,13 +102,14 @@ def exhibits(store: Store, alerts: Sequence[ReportAlert]) -> dict[tuple[str, int
     return shown
 
 
-def rank(store: Store, model: str, version: str, bit_names: dict[int, str]) -> list[ReportAlert]:
-    """Every alert of the store with its score, the best first."""
+def rank(store: Store, card: ModelCard, night: Night) -> list[ReportAlert]:
+    """Every alert of the night with its score, the best first."""
     from dataclasses import asdict
 
     from tapetum.pipelines.demo import ReportAlert
 
-    ranked = store.ranked(model, version=version)
+    everything = store.ranked(card.name, version=card.version)
+    ranked = [alert for alert in everything if (alert.survey, alert.alert_id) in night.alerts]
     own = reliabilities(store, ranked)
     alerts = []
     for found in ranked:
@@ -97,19 +118,20 @@ def rank(store: Store, model: str, version: str, bit_names: dict[int, str]) -> l
             for key, value in asdict(found).items()
             if key not in ("model", "model_version", "flags")
         }
-        raised = tuple(name for bit, name in bit_names.items() if found.flags & bit)
+        raised = tuple(name for bit, name in card.flags.items() if found.flags & bit)
         alerts.append(
             ReportAlert(**values, flags=raised, reliability=own.get((found.survey, found.alert_id)))
         )
     return alerts
 
 
-def ingest_into(store: Store, paths: Sequence[Path], settings: Settings) -> IngestReport:
+def ingest_into(store: Store, paths: Sequence[Path], settings: Settings) -> Night:
     """Store and score the alerts of `paths` as the settings say."""
     from tapetum.store.ingest import ingest
 
+    night = Night()
     with progress_bar("ingesting alerts") as progress:
-        return ingest(
+        done = ingest(
             store,
             paths,
             model=settings.alerts.model,
@@ -117,26 +139,35 @@ def ingest_into(store: Store, paths: Sequence[Path], settings: Settings) -> Inge
             batch=settings.alerts.batch,
             commit_alerts=settings.store.commit_alerts,
             segment_bytes=settings.store.segment_bytes,
+            acknowledge=night.alerts.update,
+            rejected=night.rejections.append,
             progress=progress,
         )
+    night.n_new, night.seconds = done.stored, done.seconds
+    return night
 
 
-def describe_night(store: Store, card: ModelCard, why_simulated: str, **more: Any) -> NightReport:
-    """Everything that the page shows about the alerts of a store."""
-    from tapetum.pipelines.demo import NightReport, choose
+def describe_night(
+    store: Store, card: ModelCard, night: Night, why_simulated: str, **more: Any
+) -> NightReport:
+    """Everything that the page shows about the alerts of a night."""
+    from tapetum.pipelines.demo import NightReport, choose, threshold_from
 
-    alerts = rank(store, card.name, card.version, card.flags)
+    alerts = rank(store, card, night)
+    threshold = threshold_from(card.thresholds, "simulated" if why_simulated else "packets")
     return NightReport(
         source=SIMULATED_SOURCE if why_simulated else REAL_SOURCE,
         notice=SIMULATED_NOTICE.format(why_simulated) if why_simulated else "",
         model=card.name,
         version=card.version,
         calibrated=card.calibration.method != "none",
-        threshold=THRESHOLD,
+        threshold=threshold,
         alerts=alerts,
-        exhibits=exhibits(store, choose(alerts, THRESHOLD).all),
-        rejections=store.dead_letters(),
+        exhibits=exhibits(store, choose(alerts, threshold.level).all),
+        rejections=sorted(night.rejections, key=lambda entry: (entry.source, entry.record)),
         n_detections=int(store.info()["detections"]),
+        n_new=night.n_new,
+        seconds=night.seconds,
         **more,
     )
 
@@ -166,9 +197,9 @@ def run_demo(settings: Settings, folder: Path, *, offline: bool) -> tuple[Path, 
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder / "settings.toml", settings, {"verb": "demo", "offline": offline})
     paths, why_simulated = fetch_alerts(folder, settings.seed, offline=offline)
-    database = folder / ("simulated.db" if why_simulated else "night.db")
+    database = folder / (f"simulated-{settings.seed}.db" if why_simulated else "night.db")
     with open_store(f"sqlite:///{database.absolute()}", create=True) as store:
-        done = ingest_into(store, paths, settings)
+        night = ingest_into(store, paths, settings)
         provenance = [
             ("made by", f"tapetum {__version__}"),
             ("alerts", ", ".join(path.name for path in paths)),
@@ -176,13 +207,8 @@ def run_demo(settings: Settings, folder: Path, *, offline: bool) -> tuple[Path, 
             ("store", store.name),
         ]
         toml = (folder / "settings.toml").read_text()
-        made = {
-            "n_new": done.stored,
-            "seconds": done.seconds,
-            "provenance": provenance,
-            "settings_toml": toml,
-        }
-        report = describe_night(store, card, why_simulated, **made)
+        made = {"provenance": provenance, "settings_toml": toml}
+        report = describe_night(store, card, night, why_simulated, **made)
     page = folder / "report.html"
     write_page(page, build_page(report))
     return page, summary(report)

@@ -136,8 +136,9 @@ def import_(
     """
     import datetime
 
-    from tapetum.models.importer import Contract, import_keras
+    from tapetum.models.importer import Contract
     from tapetum.models.registry import imported_dir
+    from tapetum.pipelines.import_model import import_model
 
     said = {
         "normalisation": normalisation,
@@ -152,7 +153,7 @@ def import_(
     }
     given = {key: value for key, value in said.items() if value is not None}
     today = datetime.datetime.now(tz=datetime.UTC).date()
-    done = import_keras(file, name, Contract(**given) if given else None, imported_dir(), today)  # type: ignore[arg-type]
+    done = import_model(file, name, Contract(**given) if given else None, imported_dir(), today)  # type: ignore[arg-type]
     state = "imported" if done.new else "already imported"
     typer.echo(f"{done.card.name} {done.card.version} {state}: {done.folder}", err=True)
 

@@ -19,6 +19,7 @@ from tapetum.core.progress import Progress, no_progress
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 WORTH_RETRYING = frozenset({429, 500, 502, 503, 504})
 CHUNK_BYTES = 2**18
+LENGTH_DIGITS = 19  # a file of more bytes than this has digits does not exist
 AS_IT_IS = {"Accept-Encoding": "identity"}  # some servers call a .gz file an encoding of its content
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ class HttpClient:
                     reason = str(problem) or type(problem).__name__
                     raise NetworkError(_complaint(method, url, reason, attempt)) from None
                 pause = None
-            except (httpx.InvalidURL, httpx.TooManyRedirects) as problem:
+            except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.DecodingError) as problem:
                 raise NetworkError(_complaint(method, url, str(problem), attempt)) from None
             if pause is None:
                 pause = self.patience.pause_s * 2 ** (attempt - 1)
@@ -174,8 +175,8 @@ class HttpClient:
 
 def _store(answer: httpx.Response, part: Path, max_bytes: int, progress: Progress) -> str:
     """Write the body to `part` and return its SHA-256."""
-    announced = int(answer.headers.get("Content-Length", 0))
-    if announced > max_bytes:
+    announced = _announced_bytes(answer)
+    if announced is not None and announced > max_bytes:
         raise LimitError(f"{answer.url}: {announced} bytes announced, at most {max_bytes} are accepted")
     digest, n_bytes = hashlib.sha256(), 0
     with part.open("wb") as handle:
@@ -185,8 +186,14 @@ def _store(answer: httpx.Response, part: Path, max_bytes: int, progress: Progres
                 raise LimitError(f"{answer.url}: more than the {max_bytes} bytes that are accepted")
             digest.update(chunk)
             handle.write(chunk)
-            progress(n_bytes, announced or None)
+            progress(n_bytes, announced)
     return digest.hexdigest()
+
+
+def _announced_bytes(answer: httpx.Response) -> int | None:
+    """Length that the server announces; None when it does not, or announces nonsense: what comes is counted anyway."""
+    text = answer.headers.get("Content-Length", "")
+    return int(text) if text.isdecimal() and len(text) <= LENGTH_DIGITS else None
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from tapetum.alerts.batch import STAMP_NAMES
 from tapetum.core.errors import InputError
 from tapetum.models.flags import UNSCORED, InputFlag
-from tapetum.models.inputs import STAMP_ORDER, inspect_images, prepare_images
+from tapetum.models.inputs import inspect_images, prepare_images
 from tapetum.models.runtime import Model
 from tapetum.surveys.profile import load_profile
 
@@ -94,11 +95,6 @@ class RealBogus:
         """Version of the model."""
         return self.model.card.version
 
-    @property
-    def needs_stamps(self) -> bool:
-        """Whether the network looks at stamps at all."""
-        return self.model.card.images is not None
-
     def find(self, batch: AlertBatch) -> Scores:
         """Score every alert of a batch: one row each, flagged and without score where something it needs is missing.
 
@@ -160,7 +156,7 @@ class RealBogus:
         if images is not None:
             for stamp, bits in zip(images.channels, per_stamp.tolist(), strict=True):
                 reasons += _stamp_faults(
-                    stamp, bits, batch.shapes[row, STAMP_ORDER.index(stamp)].tolist(), images
+                    stamp, bits, batch.shapes[row, STAMP_NAMES.index(stamp)].tolist(), images
                 )
         if features is not None and flags & InputFlag.MISSING_FEATURE:
             names = [

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
+from tapetum.core.robust import MAD_TO_SIGMA
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 VECTOR = {"reassoc", "contract", "nsz", "arcp"}
 LARGEST = np.float32(np.finfo(np.float32).max)
 ROW, STAMP, STAMP_MEAN = 0, 1, 2
-MAD_TO_SIGMA = 1.482602218505602  # 1 / quantile(3/4) of the normal distribution
 MISSING_KEY = np.int32(0x7FFFFFFF)
 LOWEST_KEY = np.int32(-0x80000000)
 FEW = 16  # candidates left when finding their neighbours pays

@@ -329,7 +329,11 @@ class CardBody(_Part):
     metrics: dict[str, Metric] = Field(default_factory=dict)
     calibration: Calibration = NoCalibration()
     reliability: Reliability | None = None
-    thresholds: dict[str, float] = Field(default_factory=dict)
+    thresholds: dict[str, float] = Field(
+        default_factory=dict,
+        description="working points: name -> probability (score where there is no calibration) that counts as real; "
+        "DOMAIN_tpr_X keeps the share X of the real alerts of a domain (packets, simulated) in validation",
+    )
     golden: Golden | None = None
     notes: tuple[str, ...] = ()
     limitations: tuple[str, ...] = ()

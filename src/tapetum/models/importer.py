@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import ValidationError
 
+from tapetum.alerts.batch import STAMP_NAMES
 from tapetum.core.errors import FormatError, InputError, ModelError
 from tapetum.core.files import sha256_of
 from tapetum.models.card import (
@@ -26,7 +27,6 @@ from tapetum.models.card import (
     write_card,
 )
 from tapetum.models.golden import check_golden, golden_inputs, uniforms
-from tapetum.models.inputs import STAMP_ORDER
 from tapetum.models.keras_h5 import read_keras_h5
 from tapetum.models.keras_onnx import FEATURE_INPUT, IMAGE_INPUT, SCORE_OUTPUT, Translation, to_onnx
 from tapetum.models.registry import CARD_NAME, ONNX_NAME, load_template, template_names
@@ -34,6 +34,7 @@ from tapetum.models.runtime import Model
 
 if TYPE_CHECKING:
     import datetime
+    from collections.abc import Callable
     from pathlib import Path
 
     from tapetum.models.keras_h5 import KerasNet
@@ -62,7 +63,7 @@ class Contract:
     """
 
     normalisation: str | None = None
-    channels: tuple[str, ...] = STAMP_ORDER
+    channels: tuple[str, ...] = STAMP_NAMES
     size: int | None = None
     pad_side: str = "bottom_right"
     pad_value: float = 0.0
@@ -92,7 +93,13 @@ class Imported:
 
 
 def import_keras(
-    path: Path, name: str, contract: Contract | None, models: Path, today: datetime.date
+    path: Path,
+    name: str,
+    contract: Contract | None,
+    models: Path,
+    today: datetime.date,
+    *,
+    read: Callable[[Path], KerasNet] = read_keras_h5,
 ) -> Imported:
     """Import a Keras whole-model ``.h5`` file.
 
@@ -108,6 +115,8 @@ def import_keras(
         Folder of imported models.
     today
         Date for the card of a network without template.
+    read
+        Reads the file.
 
     Raises
     ------
@@ -117,7 +126,7 @@ def import_keras(
     ModelError
         The network does not give the golden vectors of its template.
     """
-    net = read_keras_h5(path)
+    net = read(path)
     template = load_template(name)
     if template is not None:
         if contract is not None:

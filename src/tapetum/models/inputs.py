@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tapetum.alerts.batch import STAMP_NAMES
 from tapetum.models import _kernels
 from tapetum.models.flags import InputFlag
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from tapetum.models.card import ImageContract
 
 SUSPICIOUS = 1e30  # no flux of the sky in any unit; pipelines write -3.4e38 where a subtraction failed
-STAMP_ORDER = ("science", "template", "difference")
 _L2 = {"row_l2": _kernels.ROW, "stamp_l2": _kernels.STAMP, "stamp_l2_mean": _kernels.STAMP_MEAN}
 
 
@@ -49,7 +49,7 @@ def prepare_images(
     pixels = np.ascontiguousarray(stamps, dtype=np.float32)
     extents = np.ascontiguousarray(shapes, dtype=np.int64)
     _check(pixels, extents)
-    planes = np.array([STAMP_ORDER.index(name) for name in contract.channels], dtype=np.int64)
+    planes = np.array([STAMP_NAMES.index(name) for name in contract.channels], dtype=np.int64)
     centre = contract.padding.side == "centre"
     pad, limit = np.float32(contract.padding.value), np.float32(contract.limit)
     out = np.empty((len(pixels), contract.n_planes, contract.size, contract.size), dtype=np.float32)
@@ -66,9 +66,9 @@ def prepare_images(
 
 
 def _check(stamps: NDArray[np.float32], shapes: NDArray[np.int64]) -> None:
-    if stamps.ndim != 4 or stamps.shape[1] != len(STAMP_ORDER):
+    if stamps.ndim != 4 or stamps.shape[1] != len(STAMP_NAMES):
         raise ValueError(f"stamps must have the shape (n, 3, n_y, n_x), not {stamps.shape}")
-    if shapes.shape != (len(stamps), len(STAMP_ORDER), 2):
+    if shapes.shape != (len(stamps), len(STAMP_NAMES), 2):
         raise ValueError(f"shapes must have the shape ({len(stamps)}, 3, 2), not {shapes.shape}")
     if shapes.size and (shapes.min() < 0 or (shapes.max(axis=(0, 1)) > stamps.shape[2:]).any()):
         raise ValueError(
@@ -103,7 +103,7 @@ def inspect_images(
     pixels = np.ascontiguousarray(stamps, dtype=np.float32)
     extents = np.ascontiguousarray(shapes, dtype=np.int64)
     _check(pixels, extents)
-    planes = np.array([STAMP_ORDER.index(name) for name in contract.channels], dtype=np.int64)
+    planes = np.array([STAMP_NAMES.index(name) for name in contract.channels], dtype=np.int64)
     good = np.zeros((len(pixels), len(planes)), dtype=np.int64)
     varied = np.zeros_like(good)
     # values like -3.4e38 are worth a flag even where the contract takes them for numbers

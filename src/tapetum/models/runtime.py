@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tapetum.models.card import ImageContract, ModelCard
 
+log = logging.getLogger(__name__)
 ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
@@ -101,6 +103,7 @@ class Model:
         model = cls(card, onnx, str(files.onnx))
         if verify and card.golden is not None:
             model.check_golden()
+        log.info("%s %s from %s", card.name, card.version, files.onnx.parent)
         return model
 
     def _check_ports(self) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from tapetum.core.robust import MAD_TO_SIGMA
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -21,7 +23,6 @@ HATCH_PERIOD = 4  # pixel
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.7
 LEAST_SPAN = 8.0  # noise sigmas between sky and white, so that empty sky does not look like a discovery
 SOFTENING = 3.0  # noise sigmas: linear below, logarithmic above
-SIGMA_PER_MAD = 1.4826
 
 
 def display_limits(image: NDArray[np.floating]) -> tuple[float, float, float, float]:
@@ -43,7 +44,7 @@ def display_limits(image: NDArray[np.floating]) -> tuple[float, float, float, fl
     if values.size == 0:
         return 0.0, 1.0, -1.0, LEAST_SPAN
     sky = float(np.median(values))
-    sigma = SIGMA_PER_MAD * float(np.median(np.abs(values - sky))) or float(values.std()) or 1.0
+    sigma = MAD_TO_SIGMA * float(np.median(np.abs(values - sky))) or float(values.std()) or 1.0
     black, white = np.percentile(values, [LOW_PERCENTILE, HIGH_PERCENTILE])
     return sky, sigma, min(float(black), sky - sigma), max(float(white), sky + LEAST_SPAN * sigma)
 
@@ -73,33 +74,6 @@ def to_levels(image: NDArray[np.floating], stretch: Stretch = "asinh") -> NDArra
     row, column = np.indices(image.shape)
     stripe = ((row + column) % HATCH_PERIOD >= HATCH_PERIOD // 2).astype(np.uint8)
     return np.where(bad, GREY_LEVELS + stripe, levels).astype(np.uint8)
-
-
-def north_up(image: NDArray[np.floating], cd: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Turn and mirror an image by quarter turns until North is up and East left, as near as can be.
-
-    Parameters
-    ----------
-    image : ndarray, shape (n_y, n_x)
-        First row at the bottom, as FITS has it.
-    cd : ndarray, shape (2, 2)
-        The CD matrix of its WCS: columns are the steps on the sky (East, North) per pixel in x and y.
-
-    Returns
-    -------
-    ndarray
-        The same pixels, first row at the bottom; no pixel is resampled.
-    """
-    east_of_x, east_of_y = cd[0]
-    north_of_x, north_of_y = cd[1]
-    if abs(north_of_x) + abs(east_of_y) > abs(north_of_y) + abs(east_of_x):
-        image = image.T
-        east_of_x, east_of_y, north_of_x, north_of_y = east_of_y, east_of_x, north_of_y, north_of_x
-    if north_of_y < 0:
-        image = image[::-1]
-    if east_of_x > 0:
-        image = image[:, ::-1]
-    return image
 
 
 def stamp_png(image: NDArray[np.floating], *, scale: int = 1, stretch: Stretch = "asinh") -> bytes:

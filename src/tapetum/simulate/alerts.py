@@ -1,12 +1,13 @@
 """Whole alert packets made on the spot, with truth: simulated stamps in ZTF-like records, with a history.
 
 They stand in for real alerts where no network is there, and feed tests. The survey's own scores (``rb``,
-``drb``) are null, because no survey scored them.
+``drb``) are null, because no survey scored them. Ids follow from the pixels: the same alert has the same ids in
+every run, and alerts of another seed, number or version of the simulation never share them.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tapetum.alerts.stamps import write_stamp
 from tapetum.core.files import whole_file
+from tapetum.core.robust import MAD_TO_SIGMA
 from tapetum.simulate.injections import SCENARIOS, simulate_alert
 
 if TYPE_CHECKING:
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-FITS_BLOCK = 2880
 JD_MINUS_MJD = 2_400_000.5
 EXPOSURE_S = 30.0
 FIRST_MJD, NIGHTS = 60_000.0, 30
 FIRST_CANDID = 2_000_000_000_000_000_000  # far from those of ZTF; history rows use the numbers just below
+SERIAL_BYTES = 6  # among 100,000 alerts two share a number with a chance of 2e-5
 APERTURE_PIX = 3.0
 LEAST_SNR = 3.0
 
@@ -106,10 +109,7 @@ def simulate_alerts(
     kinds = list(shares)
     weights = np.array([shares[kind] for kind in kinds])
     drawn = rng.choice(len(kinds), n, p=weights / weights.sum())
-    return [
-        _simulate_one(number, kinds[which], rng, at_edge, with_missing)
-        for number, which in enumerate(drawn.tolist())
-    ]
+    return [_simulate_one(kinds[which], rng, at_edge, with_missing) for which in drawn.tolist()]
 
 
 def write_alerts(path: Path, alerts: Sequence[SimulatedAlert]) -> None:
@@ -159,23 +159,7 @@ def lose_pixels(stamps: NDArray[np.float32], rng: np.random.Generator) -> NDArra
     return lost
 
 
-def fits_bytes(image: NDArray[np.float32]) -> bytes:
-    """The smallest FITS file that holds an image: float32, one HDU (FITS standard 4.0, sections 3 and 4)."""
-    n_y, n_x = image.shape
-    values = {"SIMPLE": "T", "BITPIX": "-32", "NAXIS": "2", "NAXIS1": str(n_x), "NAXIS2": str(n_y)}
-    cards = [f"{key:<8}= {value:>20}".ljust(80) for key, value in values.items()]
-    header = "".join([*cards, "END".ljust(80)]).encode("ascii")
-    data = image.astype(">f4").tobytes()
-    return header.ljust(_blocks(len(header)), b" ") + data.ljust(_blocks(len(data)), b"\0")
-
-
-def _blocks(n_bytes: int) -> int:
-    return -(-n_bytes // FITS_BLOCK) * FITS_BLOCK
-
-
-def _simulate_one(
-    number: int, kind: str, rng: np.random.Generator, at_edge: float, with_missing: float
-) -> SimulatedAlert:
+def _simulate_one(kind: str, rng: np.random.Generator, at_edge: float, with_missing: float) -> SimulatedAlert:
     drawn = simulate_alert(kind, rng, flip=0.0)
     stamps, snr = drawn.stamps, aperture_snr(drawn.stamps[2])
     if snr < 0:  # the survey stores a negative difference with its sign flipped
@@ -184,8 +168,13 @@ def _simulate_one(
         stamps = cut_at_edge(stamps, int(rng.integers(1, 30)), int(rng.integers(4)))
     if rng.random() < with_missing:
         stamps = lose_pixels(stamps, rng)
-    record = _record(number, kind, snr, stamps, rng)
+    record = _record(_serial(stamps), kind, snr, stamps, rng)
     return SimulatedAlert(record, kind, drawn.target)
+
+
+def _serial(stamps: NDArray[np.float32]) -> int:
+    """A number that tells these stamps from all others: their noise never comes twice."""
+    return int.from_bytes(hashlib.sha256(stamps.astype(">f4").tobytes()).digest()[:SERIAL_BYTES])
 
 
 def aperture_snr(difference: NDArray[np.float32]) -> float:
@@ -200,27 +189,27 @@ def aperture_snr(difference: NDArray[np.float32]) -> float:
     y, x = np.ogrid[:n_y, :n_x]
     inside = np.hypot(y - n_y // 2, x - n_x // 2) <= APERTURE_PIX
     sky = float(np.median(difference))
-    sigma = 1.4826 * float(np.median(np.abs(difference - sky)))
+    sigma = MAD_TO_SIGMA * float(np.median(np.abs(difference - sky)))
     signal = float((difference[inside] - sky).sum()) / (sigma * math.sqrt(inside.sum()))
     return signal if abs(signal) > LEAST_SNR else math.copysign(LEAST_SNR, signal)
 
 
 def _record(
-    number: int, kind: str, snr: float, stamps: NDArray[np.float32], rng: np.random.Generator
+    serial: int, kind: str, snr: float, stamps: NDArray[np.float32], rng: np.random.Generator
 ) -> dict[str, Any]:
-    object_id = f"SIM{number:09d}"
+    object_id = f"SIM{serial:0{2 * SERIAL_BYTES}x}"
     mjd = FIRST_MJD + NIGHTS + rng.uniform(0.1, 0.45)
     fid = int(rng.integers(1, 4))
     limit = float(rng.normal(20.5, 0.4))
     ra, dec = float(rng.uniform(0, 360)), math.degrees(math.asin(rng.uniform(-0.48, 0.99)))
-    candid = FIRST_CANDID + 2 * NIGHTS * number
+    candid = FIRST_CANDID + 2 * NIGHTS * serial
     own = _photometry(mjd, fid, limit, snr, ra, dec, candid)
     past = _history(kind, own, rng)
     candidate = {**own, **_context(kind, own, past, rng), "scorr": abs(snr), "candid": candid}
     cutouts = {
         f"cutout{name}": {
             "fileName": f"{candid}_{name.lower()}.fits.gz",
-            "stampData": gzip.compress(fits_bytes(stamp), 6, mtime=0),
+            "stampData": write_stamp(stamp),
         }
         for name, stamp in zip(("Science", "Template", "Difference"), stamps, strict=True)
     }

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tapetum.core.robust import MAD_TO_SIGMA
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -307,7 +309,7 @@ def judge(frames: _Frames, scene: Scene, x: int, y: int) -> tuple[float, float, 
     """
     half = int(np.ceil(max(3.0, 1.2 * scene.psf_science.fwhm)))
     box = np.s_[max(y - half, 0) : y + half + 1, max(x - half, 0) : x + half + 1]
-    sigma = 1.4826 * float(np.median(np.abs(frames.difference - np.median(frames.difference))))
+    sigma = MAD_TO_SIGMA * float(np.median(np.abs(frames.difference - np.median(frames.difference))))
     signal = float(np.sqrt((frames.change[box] ** 2).sum()))
     artefact = float(np.sqrt(max((frames.artefact[box] ** 2).sum() - 4 * sigma**2, 0.0)))
     snr = signal / (sigma * float(frames.photon[y, x]))
@@ -353,8 +355,7 @@ def simulate_alert(kind: str, rng: np.random.Generator, *, flip: float = 0.85) -
     return Truth(stamps.astype(np.float32), target, snr, ratio, kind)
 
 
-# --- what a field looks like
-# ---------------------------------------------------------------------------------------------
+# what a field looks like
 
 
 def _flux(psf: Psf, snr: float) -> float:
@@ -430,8 +431,7 @@ def _galaxy(scene: Scene, rng: np.random.Generator, x: float, y: float) -> float
     return length
 
 
-# --- real
-# ----------------------------------------------------------------------------------------------------------------
+# real
 
 
 def _new_source(scene: Scene, rng: np.random.Generator) -> None:
@@ -473,8 +473,7 @@ def _moving(scene: Scene, rng: np.random.Generator) -> None:
     scene.change = np.column_stack([x, y, np.full(9, flux / 9)])
 
 
-# --- bogus
-# ---------------------------------------------------------------------------------------------------------------
+# bogus
 
 
 def _anywhere(scene: Scene, radius: float = 16.0) -> None:

@@ -1,0 +1,63 @@
+"""The reliability diagram as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tapetum.core.errors import MissingExtraError
+from tapetum.core.files import whole_file
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tapetum.models.card import ReliabilityBin
+
+
+def draw_reliability(path: Path, bins: Sequence[ReliabilityBin], title: str, ece: float) -> None:
+    """Draw share of real alerts against mean probability, with binomial errors, as ``.svg`` or ``.png``.
+
+    The picture of the same bins is the same to the last byte: no date, fixed names of its parts.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("train", "a reliability diagram") from None
+
+    shown = [entry for entry in bins if entry.n]
+    x = np.array([entry.mean_probability for entry in shown], float)
+    y = np.array([entry.fraction_positive for entry in shown], float)
+    n = np.array([entry.n for entry in shown], float)
+    # Laplace's rule keeps the error of a share of exactly 0 or 1 above zero
+    share = (y * n + 1) / (n + 2)
+    error = np.sqrt(share * (1 - share) / n)
+    with mpl.rc_context({"svg.hashsalt": "tapetum"}):
+        figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+        axes.errorbar(x, y, yerr=error, fmt="o", ms=4, lw=1, capsize=2, color="#22577a")
+        axes.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            xlabel="mean probability in bin",
+            ylabel="share that is real",
+        )
+        axes.set_aspect("equal")
+        axes.set_title(f"{title}\n{int(n.sum())} alerts, debiased ECE {ece:.3f}", fontsize=9)
+        with whole_file(path) as part, part.open("wb") as handle:
+            if path.suffix == ".svg":
+                svg: Any = FigureCanvasSVG(figure)
+                svg.print_svg(handle, metadata={"Date": None})
+            else:
+                png: Any = FigureCanvasAgg(figure)
+                png.print_png(handle)

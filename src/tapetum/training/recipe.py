@@ -1,0 +1,176 @@
+"""A recipe: one TOML file that says how a network is made, from data to card."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tapetum.core.errors import InputError
+from tapetum.models.card import ImageContract
+from tapetum.training.truth import TruthRules
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PacketData(_Part):
+    """Alert packets the user names with ``--alerts``."""
+
+    source: Literal["packets"]
+    repeat: int = Field(1, ge=1, description="times an example goes through the network in an epoch")
+
+
+class SampleData(_Part):
+    """Alert packets of the package index."""
+
+    source: Literal["sample"]
+    sample: str
+    repeat: int = Field(1, ge=1)
+
+
+class SimulatedData(_Part):
+    """Simulated alerts."""
+
+    source: Literal["simulation"]
+    seed: int = Field(ge=0)
+    mix: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="scenario -> share, of any sum"
+    )
+    flip: float = Field(
+        0.85, ge=0, le=1, description="share of surveys that flip the sign of negative differences"
+    )
+    pool: int = Field(ge=1, description="alerts of an epoch")
+    renew: int = Field(0, ge=0, description="of which this many are new in each epoch")
+    validation: int = Field(ge=0)
+    test: int = Field(ge=0)
+    repeat: int = Field(1, ge=1)
+
+
+Data = Annotated[PacketData | SampleData | SimulatedData, Field(discriminator="source")]
+
+
+class NetworkSpec(_Part):
+    """A network of `tapetum.training.networks` and its arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Augmentation(_Part):
+    """Share of the real and simulated examples that each change is made to, whenever they are shown."""
+
+    resample: float = Field(0.0, ge=0, le=1, description="zoom and sub-pixel shift, of real stamps")
+    zoom: tuple[float, float] = (0.75, 1.5)
+    shift_pix: float = Field(0.5, ge=0)
+    noise: float = Field(0.0, ge=0, le=1, description="more noise in science and difference")
+    gradient: float = Field(0.0, ge=0, le=1, description="sloping background in science or template")
+    swap: float = Field(0.0, ge=0, le=1, description="science and template change places")
+    crop: float = Field(0.0, ge=0, le=1, description="smaller stamps, the source still in the middle")
+    cut: float = Field(
+        0.0, ge=0, le=1, description="rows or columns are missing, the rest moves to the array origin"
+    )
+    band: float = Field(0.0, ge=0, le=1, description="a ragged band along one side has no values")
+    block: float = Field(0.0, ge=0, le=1, description="a rectangle has no values")
+    holes: float = Field(0.0, ge=0, le=1, description="single pixels have no values")
+
+
+class Optimiser(_Part):
+    """AdamW with a one-cycle rate and an average of the weights."""
+
+    epochs: int = Field(ge=1)
+    batch: int = Field(128, ge=2)
+    rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warm_up: float = Field(0.1, gt=0, lt=1, description="share of the steps in which the rate rises")
+    average: float = Field(
+        0.998, ge=0, lt=1, description="decay per step of the averaged weights, which are what is exported"
+    )
+
+
+class CalibrationSpec(_Part):
+    """How scores become probabilities."""
+
+    method: Literal["temperature", "platt", "isotonic"] = "platt"
+    bins: int = Field(15, ge=2)
+
+
+class CardSpec(_Part):
+    """What the card says that no measurement can."""
+
+    title: str
+    version: str
+    description: str
+    notes: list[str] = Field(default_factory=list)
+    limitations: list[str] = Field(default_factory=list)
+    citations: dict[str, str] = Field(
+        default_factory=dict, description="data set -> where it comes from and its licence"
+    )
+
+
+class Recipe(_Part):
+    """Everything that makes a network, but the files the user names."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = Field(ge=0)
+    opset: int = Field(20, ge=17)
+    card: CardSpec
+    input: ImageContract
+    truth: TruthRules = TruthRules()
+    network: NetworkSpec
+    data: list[Data] = Field(min_length=1)
+    augment: Augmentation = Augmentation()
+    optimiser: Optimiser
+    calibration: CalibrationSpec = CalibrationSpec()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str, epochs: int | None = None) -> Recipe:
+    """Load a recipe by its name, or from a path that ends in ``.toml``.
+
+    Parameters
+    ----------
+    name
+        Recipe or path.
+    epochs
+        Instead of the number in the recipe.
+
+    Raises
+    ------
+    InputError
+        No such recipe, or it is not a valid one; the message names the key.
+    """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise InputError(f"{name}: no such recipe")
+        text = Path(name).read_text(encoding="utf-8")
+    elif name in recipe_names():
+        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        raise InputError(
+            f"{name!r} is not a recipe; known: {', '.join(recipe_names())}, or the path of a recipe.toml"
+        )
+    try:
+        content = tomllib.loads(text)
+        if epochs is not None:
+            content.setdefault("optimiser", {})["epochs"] = epochs
+        return Recipe.model_validate(content)
+    except tomllib.TOMLDecodeError as problem:
+        raise InputError(f"{name}: not valid TOML: {problem}") from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise InputError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _folder() -> Any:
+    return files("tapetum.training") / "recipes"
