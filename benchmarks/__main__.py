@@ -12,8 +12,7 @@ def main() -> None:
     """Command line."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     print(machine(), flush=True)
-    for model in ("braai-d6-m9", "realbogus"):
-        alerts.run(model)
+    alerts.run()
     ingest.run()
     kill.run()
 

@@ -35,12 +35,20 @@ def real_packets(n: int) -> tuple[list[Packet], str]:
 
 
 def original_network(name: str, folder: Path) -> str:
-    """The original network `name`, imported into `folder` from the test data; without them our `realbogus`."""
+    """The original network `name`, imported into `folder` from the test data.
+
+    Raises
+    ------
+    SystemExit
+        There are no test data: the original networks are not ours to ship.
+    """
     from tapetum.models.importer import import_keras
 
     data = data_folder()
-    if data is None or name not in ORIGINALS:
-        return "realbogus"
+    if data is None:
+        raise SystemExit(
+            f"{name} is needed: point TAPETUM_TEST_DATA at a folder with braai/{ORIGINALS[name]}"
+        )
     today = datetime.now(UTC).date()
     return str(import_keras(data / "braai" / ORIGINALS[name], name, None, folder, today).folder)
 

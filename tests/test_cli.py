@@ -195,6 +195,15 @@ def test_another_model_or_a_changed_input_is_another_run(packets: Path, tmp_path
     assert run(*arguments).returncode == 0  # its own output in the folder is not its input
 
 
+def test_batches_of_nothing_but_repeats(packets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TAPETUM_ALERTS__BATCH", "2")
+    for number, path in enumerate(sorted(packets.glob("*.avro"))[:2] * 3):
+        shutil.copy(path, tmp_path / f"{number}.avro")
+    done = run("alerts", "score", tmp_path, "-o", tmp_path / "out" / "s.csv")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "s.csv").read_text().splitlines()) == 3
+
+
 def test_an_alert_that_comes_twice_has_one_row(packets: Path, tmp_path: Path):
     one = next(packets.glob("*.avro"))
     done = run("alerts", "score", one, one, one, "-o", "-", "--model", "realbogus", "--model", "realbogus")

@@ -151,13 +151,15 @@ def score_alerts(
 
 def _first_time(scored: pa.Table, n_models: int, seen: set[tuple[str, int, str]]) -> pa.Table:
     """The rows of alerts that are not in `seen` yet; each alert has `n_models` rows, one after the other."""
+    import pyarrow as pa
+
     names = [scored[name].to_pylist()[::n_models] for name in ("survey", "alert_id", "object_id")]
     rows: list[int] = []
     for number, alert in enumerate(zip(*names, strict=True)):
         if alert not in seen:
             seen.add(alert)
             rows += range(number * n_models, (number + 1) * n_models)
-    return scored if len(rows) == scored.num_rows else scored.take(rows)
+    return scored if len(rows) == scored.num_rows else scored.take(pa.array(rows, pa.int64()))
 
 
 def _scorer(models: tuple[str, ...]) -> Callable[[PacketBatch], tuple[pa.Table | None, list[Rejection]]]:
