@@ -7,9 +7,11 @@ BIN := .venv/bin
 help:
 	@echo "make demo     the main job on real sample data; prints where the report is"
 	@echo "make test     the test suite"
+	@echo "make install  the environment .venv, made by all others as well"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make docs     the documentation, warnings are errors"
 	@echo "make bench    benchmarks and long runs (minutes)"
+	@echo "make clean    remove .venv and what was built"
 
 install:
 	@$(PYTHON) tools/make_venv.py

@@ -171,6 +171,7 @@ def test_a_run_that_rejected_something_says_so_again_when_it_is_repeated(packets
     again = run("alerts", "score", packets, malformed, "-o", tmp_path / "s.csv")
     assert (first.returncode, again.returncode) == (5, 5)
     assert "finished already" in again.stderr
+    assert first.stderr.splitlines()[-1] == again.stderr.splitlines()[-1]  # the same counts
     named = [line for line in first.stderr.splitlines() if line.startswith("rejected: ")]
     assert [line for line in again.stderr.splitlines() if line.startswith("rejected: ")] == named
 

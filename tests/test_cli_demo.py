@@ -122,6 +122,25 @@ def test_real_alerts_are_shown_as_real(
         assert name in html
 
 
+def test_the_page_has_all_that_was_promised(
+    tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packets = [real_data / "alerts" / "pgir", real_data / "alerts" / "malformed"]
+    monkeypatch.setattr(samples, "fetch_sample", lambda name, progress: packets)
+    call("demo", "-o", str(tmp_path))
+    html = (tmp_path / "report.html").read_text()
+    for heading in ("Most likely real", "Ranking", "Score distribution", "Rejected, and why"):
+        assert re.search(rf"<h2[^>]*>\s*{heading}", html), heading
+    n_alerts = len(list((real_data / "alerts" / "pgir").glob("*.avro")))
+    ranking = html[html.index("Ranking</h2>") :]
+    rows = re.findall(r"<tr>.*?</tr>", ranking[: ranking.index("</table>")], re.DOTALL)
+    assert len(rows) == 1 + n_alerts
+    levels = [float(value) for value in re.findall(r">(0\.\d{3}|1\.000)<", "".join(rows[1:]))]
+    assert len(levels) >= n_alerts
+    assert html.count("data:image/png;base64,") >= 3 * 5  # triplets
+    assert html.count("<svg") >= 5 + 1  # light curves and the distribution
+
+
 def test_samples_are_listed(tmp_path: Path) -> None:
     rows = json.loads(call("samples", "list", "--json").stdout)
     assert [row["name"] for row in rows] == ["ztf-alerts", "ztf-quadrant", "ztf-comet"]

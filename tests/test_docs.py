@@ -162,3 +162,20 @@ def test_no_host_is_named_in_the_code():
         for host in re.findall(r"https?://([\w.-]+)", path.read_text()):
             # names of formats, which nobody asks
             assert host in ("json-schema.org", "www.w3.org"), f"{path}: {host}"
+
+
+def test_no_room_is_empty():
+    for room in (ROOT / "src" / "tapetum").glob("*/__init__.py"):
+        modules = [path for path in room.parent.rglob("*.py") if path != room]
+        assert modules, room
+        assert room.read_text().startswith('"""')
+
+
+def test_pip_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert any(re.match(r"pip\b", entry) for entry in project["dependencies"])
+
+
+def test_labels_by_eye_are_for_tests_only():
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.toml")]:
+        assert "visual_labels" not in path.read_text(), path

@@ -172,6 +172,13 @@ def test_incomplete_contracts_are_refused(network, said, message):
     assert not imported_dir().exists() or not list(imported_dir().rglob("card.json"))
 
 
+def test_no_import_hides_a_model_of_the_package(tmp_path):
+    file = tmp_path / "x.h5"
+    file.write_bytes(b"never read")
+    with pytest.raises(InputError, match="realbogus is a model of the package"):
+        import_keras(file, "realbogus", Contract(**PADDED), imported_dir(), TODAY)
+
+
 def test_names_cannot_leave_the_folder(network):
     with pytest.raises(InputError, match="name"):
         imported(network, name="../../evil")
@@ -536,3 +543,9 @@ def test_the_runtime_reports_to_nobody(tmp_path):
         p.name for p in Path(tapetum.__file__).parent.rglob("*.py") if "import onnxruntime" in p.read_text()
     ]
     assert importers == ["_ort.py"]
+
+
+def test_a_session_has_one_thread():
+    options = Model.load("realbogus")._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

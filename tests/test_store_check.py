@@ -38,7 +38,7 @@ def constant_scorer(model):
     def score(batch):
         n = len(batch)
         return ScoreColumns(
-            model, "1.0.0", np.full(n, 0.5), np.full(n, np.nan), np.zeros(n, np.int32), [None] * n
+            model, "1.0.0", "identity", np.full(n, 0.5), np.full(n, np.nan), np.zeros(n, np.int32), [None] * n
         )
 
     return score

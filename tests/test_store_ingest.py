@@ -77,7 +77,7 @@ def bad_container(path: Path, night: Path) -> Path:
     return path
 
 
-def scored_by(monkeypatch, version: str) -> None:
+def scored_by(monkeypatch, version: str, identity: str = "one") -> None:
     """A finder whose score is the last digit of the alert, and null for every fifth alert."""
 
     def scorer(model):
@@ -86,7 +86,7 @@ def scored_by(monkeypatch, version: str) -> None:
             null = batch.alert_id // 10 % 5 == 0
             error = ["made up" if missing else None for missing in null]
             value = np.where(null, np.nan, value)
-            return ScoreColumns(model, version, value, value / 2, null.astype(np.int32), error)
+            return ScoreColumns(model, version, identity, value, value / 2, null.astype(np.int32), error)
 
         return score
 
@@ -269,6 +269,19 @@ def test_scores_are_kept_per_model_and_version(night, url, monkeypatch):
         assert all(entry.error == "made up" and entry.flags == 1 for entry in ranked[len(known) :])
         assert store.ranked("made-up", limit=3, version="1.1.0") == ranked[:3]
         assert ranked[0].probability == pytest.approx(ranked[0].score / 2)
+
+
+def test_another_network_of_the_same_name_and_version_is_refused(night, url, monkeypatch):
+    with open_store(url, create=True) as store:
+        scored_by(monkeypatch, "1.0.0")
+        ingest(store, [night], model="made-up")
+        before = digest(store)
+        scored_by(monkeypatch, "1.0.0", identity="another")
+        with pytest.raises(StoreError, match="another network that is called made-up"):
+            ingest(store, [night], model="made-up")
+        assert digest(store) == before
+        scored_by(monkeypatch, "1.0.1", identity="another")
+        assert ingest(store, [night], model="made-up").scored == N_OBJECTS * N_VISITS
 
 
 def test_what_cannot_be_used_is_kept_with_its_reason(real_data, url):

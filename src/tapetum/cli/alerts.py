@@ -66,7 +66,7 @@ def score(
     made_from = fingerprint(paths, options, own_files(out))
     if not overwrite and (before := finished_run(out, made_from)) is not None:
         say(f"{out}: finished already; --overwrite makes it again")
-        report_rejections(before.complaints, len(before.complaints), 1)
+        report_rejections(before.complaints, before.n_rejected, before.n_done)
         return
     with progress_bar("scoring alerts") as progress:
         report = score_alerts(
@@ -83,7 +83,7 @@ def score(
         write_table(report.table, out, {"model": ", ".join(models)}, SCORE_UNITS)
         if out != "-":
             command = {"verb": "alerts score", "inputs": paths, "models": models}
-            record_settings(Path(out), settings, command, made_from, complaints)
+            record_settings(Path(out), settings, command, made_from, complaints, report.n_alerts)
             say(f"{report.n_alerts} alerts scored -> {out}")
     if report.n_repeated:
         say(f"{report.n_repeated} packets repeat an alert that came before, and have no row of their own")

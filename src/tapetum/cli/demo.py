@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 SAMPLE = "ztf-alerts"
 N_SIMULATED = 400
-REAL_SOURCE = "Real alerts of the Zwicky Transient Facility, from the sample ztf-alerts."
+REAL_SOURCE = (
+    "Real alerts of the Zwicky Transient Facility, from the sample ztf-alerts. Part of them also trained the network: "
+    "the page shows how it works, its model card says how well."
+)
 SIMULATED_SOURCE = "Alerts simulated on the spot."
 SIMULATED_NOTICE = "These alerts are simulated, not observed: {}"
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tapetum.cli import training
-from tapetum.cli.common import JsonOption
+from tapetum.cli.common import JsonOption, say
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Networks: list, show, verify, import, train."
@@ -155,7 +155,7 @@ def import_(
     today = datetime.datetime.now(tz=datetime.UTC).date()
     done = import_model(file, name, Contract(**given) if given else None, imported_dir(), today)  # type: ignore[arg-type]
     state = "imported" if done.new else "already imported"
-    typer.echo(f"{done.card.name} {done.card.version} {state}: {done.folder}", err=True)
+    say(f"{done.card.name} {done.card.version} {state}: {done.folder}")
 
 
 def _split(text: str | None) -> tuple[str, ...] | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tapetum.cli.common import JsonOption, StoreOption, progress_bar, settings_of
+from tapetum.cli.common import JsonOption, StoreOption, progress_bar, say, settings_of
 
 if TYPE_CHECKING:
     from tapetum.core.settings import Settings
@@ -58,7 +58,7 @@ def init(
         if lost := opened.lost():
             raise StoreError(lost)
         opened.segments.mkdir(parents=True, exist_ok=True)
-        typer.echo(f"{opened.name}: ready, segments in {opened.segments}", err=True)
+        say(f"{opened.name}: ready, segments in {opened.segments}")
 
 
 @app.command()
@@ -119,7 +119,7 @@ def check(
         for name, value in digests.items():
             typer.echo(f"{value} {name}")
         for note in report.notes:
-            typer.echo(f"note: {note}", err=True)
+            say(f"note: {note}")
         for problem in report.problems:
             typer.echo(f"problem: {problem}", err=True)
         typer.echo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import zlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -364,6 +365,12 @@ class ModelCard(CardBody):
     """The card of one version of one network."""
 
     onnx_sha256: Sha256 = Field(description="of the file model.onnx; the identity of the model")
+
+    @property
+    def identity(self) -> str:
+        """Hex SHA-256 of what decides scores and probabilities: network, input contract and calibration."""
+        parts = self.model_dump_json(include={"onnx_sha256", "inputs", "calibration"})
+        return hashlib.sha256(parts.encode()).hexdigest()
 
 
 class CardTemplate(CardBody):

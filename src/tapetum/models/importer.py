@@ -29,7 +29,7 @@ from tapetum.models.card import (
 from tapetum.models.golden import check_golden, golden_inputs, uniforms
 from tapetum.models.keras_h5 import read_keras_h5
 from tapetum.models.keras_onnx import FEATURE_INPUT, IMAGE_INPUT, SCORE_OUTPUT, Translation, to_onnx
-from tapetum.models.registry import CARD_NAME, ONNX_NAME, load_template, template_names
+from tapetum.models.registry import CARD_NAME, ONNX_NAME, load_template, packaged_names, template_names
 from tapetum.models.runtime import Model
 
 if TYPE_CHECKING:
@@ -126,6 +126,10 @@ def import_keras(
     ModelError
         The network does not give the golden vectors of its template.
     """
+    if name in packaged_names():
+        raise InputError(
+            f"{name} is a model of the package, and the default of some verbs; choose another --name"
+        )
     net = read(path)
     template = load_template(name)
     if template is not None:

@@ -51,6 +51,11 @@ def imported_dir() -> Path:
     return cache_dir() / "models"
 
 
+def packaged_names() -> set[str]:
+    """Names of the models that come with the package; no imported model may hide one."""
+    return {model.name for model in _packaged()}
+
+
 def template_names() -> list[str]:
     """Names of the foreign models whose card comes with us, sorted."""
     folder = files("tapetum.models") / "templates"

@@ -27,10 +27,14 @@ class FinishedRun:
     Attributes
     ----------
     complaints
-        What it said of inputs that it could not use.
+        What it said of inputs that it could not use; the first thousand of them.
+    n_rejected, n_done
+        How many inputs it could not use, and how many it could.
     """
 
     complaints: list[str]
+    n_rejected: int
+    n_done: int
 
 
 def settings_path(output: Path) -> Path:
@@ -82,7 +86,9 @@ def finished_run(output: str, made_from: str) -> FinishedRun | None:
         run = tomllib.loads(settings_path(Path(output)).read_text(encoding="utf-8")).get("run", {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return None
-    return FinishedRun(list(run.get("complaints", []))) if run.get("fingerprint") == made_from else None
+    if run.get("fingerprint") != made_from:
+        return None
+    return FinishedRun(list(run.get("complaints", [])), run.get("n_rejected", 0), run.get("n_done", 0))
 
 
 def record_settings(
@@ -91,7 +97,9 @@ def record_settings(
     command: Mapping[str, Any],
     made_from: str = "",
     complaints: Sequence[str] = (),
+    n_done: int = 0,
 ) -> None:
     """Write the settings beside a finished output."""
     run = {**command, "fingerprint": made_from or None, "complaints": list(complaints)[:MOST_COMPLAINTS]}
+    run |= {"n_rejected": len(complaints), "n_done": n_done}
     write_settings(settings_path(output), settings, run)

@@ -153,6 +153,11 @@ def _check_scores(connection: Connection, report: CheckReport) -> None:
     _expect_none(
         connection, report, "scores of no alert", select(s.survey, s.alert_id, s.model).where(no_alert)
     )
+    m = t.model.c
+    unknown = ~exists().where(and_(m.model == s.model, m.model_version == s.model_version))
+    _expect_none(
+        connection, report, "scores of no known model", select(s.survey, s.alert_id, s.model).where(unknown)
+    )
     silent = and_(s.score.is_(None), s.error.is_(None))
     _expect_none(
         connection,

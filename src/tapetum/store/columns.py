@@ -24,8 +24,8 @@ class ScoreColumns:
 
     Attributes
     ----------
-    model, version
-        Name and version of the model.
+    model, version, identity
+        Name and version of the model, and the hash of what decides its scores.
     score, probability : ndarray of float64, shape (n,)
         NaN is null.
     flags : ndarray of int32, shape (n,)
@@ -35,6 +35,7 @@ class ScoreColumns:
 
     model: str
     version: str
+    identity: str
     score: NDArray[np.float64]
     probability: NDArray[np.float64]
     flags: NDArray[np.int32]

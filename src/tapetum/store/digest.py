@@ -46,7 +46,7 @@ def digest(store: Store) -> dict[str, str]:
 def _queries() -> dict[str, Select[Any]]:
     own = {"alert": {"schema_id", "segment", "offset"}, "object": {"object_key"}, "detection": {"object_key"}}
     o, d = t.object_.c, t.detection.c
-    tables = (t.alert, t.object_, t.detection, t.score)
+    tables = (t.alert, t.object_, t.detection, t.score, t.model)
     columns = {x.name: [c for c in x.columns if c.name not in own.get(x.name, ())] for x in tables}
     queries: dict[str, Select[Any]] = {name: select(*chosen) for name, chosen in columns.items()}
     queries["alert"] = (

@@ -141,6 +141,14 @@ score = Table(
     **CLUSTERED,
 )
 
+model = Table(
+    "model",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("model_version", Text, primary_key=True),
+    Column("identity", Text, nullable=False, comment="hash of network, input contract and calibration"),
+)
+
 dead_letter = Table(
     "dead_letter",
     metadata,

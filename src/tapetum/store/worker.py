@@ -68,7 +68,13 @@ def _scorer(model: str) -> Callable[[AlertBatch], ScoreColumns]:
     def score(batch: AlertBatch) -> ScoreColumns:
         found = finder.find(batch)
         return ScoreColumns(
-            found.model, found.model_version, found.score, found.probability, found.flags, found.error
+            found.model,
+            found.model_version,
+            finder.model.card.identity,
+            found.score,
+            found.probability,
+            found.flags,
+            found.error,
         )
 
     return score

@@ -242,6 +242,7 @@ class Writer:
         self, columns: AlertColumns, scores: ScoreColumns, new: NDArray[np.int64], known: NDArray[np.int64]
     ) -> int:
         """Scores of new alerts, and of known ones that have none of this model and version; how many."""
+        self._check_model(scores)
         same = (t.score.c.survey == columns.survey) & (t.score.c.model == scores.model)
         same &= t.score.c.model_version == scores.version
         scored = self._known(t.score.c.alert_id, columns.alert_id[known].tolist(), same)
@@ -259,6 +260,21 @@ class Writer:
         ]
         self._insert("score", list(zip(*table, strict=True)))
         return int(rows.size)
+
+    def _check_model(self, scores: ScoreColumns) -> None:
+        """One name and version stands for one network: else its scores could not be told from another's."""
+        m = t.model.c
+        query = select(m.identity).where(m.model == scores.model, m.model_version == scores.version)
+        known = self._connection.execute(query).scalar()
+        if known is None:
+            values = {"model": scores.model, "model_version": scores.version, "identity": scores.identity}
+            self._connection.execute(t.model.insert(), [values])
+        elif known != scores.identity:
+            raise StoreError(
+                f"this store has scores of another network that is called {scores.model} {scores.version} as well; "
+                "give yours a name or version of its own (tapetum models train --name --version), "
+                "or use another store"
+            )
 
     def _schema_id(self, schema: AlertSchema) -> int:
         known = self._schema_ids.get(schema.fingerprint)
