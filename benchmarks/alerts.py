@@ -33,6 +33,7 @@ from tapetum.models.runtime import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+from itertools import islice
 
     from numpy.typing import NDArray
 
@@ -66,9 +67,9 @@ def reference_path(files: Sequence[Path], session: Any) -> list[float]:
 def our_path(files: Sequence[Path], finder: Any) -> list[float]:
     """Reading, decoding and scoring as `tapetum alerts score` does them, without its table."""
     scores: list[float] = []
-    packets = [entry for entry in iter_packets(files) if isinstance(entry, Packet)]
-    for start in range(0, len(packets), BATCH):
-        for batch, _ in decode_packets(packets[start : start + BATCH])[0]:
+    found = (entry for entry in iter_packets(files) if isinstance(entry, Packet))
+    while packets := list(islice(found, BATCH)):
+        for batch, _ in decode_packets(packets)[0]:
             scores += finder.find(batch).score.tolist()
     return scores
 

@@ -112,6 +112,18 @@ def test_history_rows(night):
         assert (~history.forced[mine]).sum() == n_expected
 
 
+def test_without_history_everything_else_is_the_same(real_data: Path):
+    packets = [p for p in iter_packets([real_data / "alerts" / "pgir"]) if isinstance(p, Packet)]
+    [(full, _)], _ = decode_packets(packets, history=True, candidate=True)
+    [(brief, _)], _ = decode_packets(packets, candidate=True)
+    assert brief.history is None
+    assert len(full.history) > len(packets)
+    assert brief.candidate_json == full.candidate_json
+    np.testing.assert_array_equal(brief.alert_id, full.alert_id)
+    np.testing.assert_array_equal(brief.flux, full.flux)
+    np.testing.assert_array_equal(brief.stamps, full.stamps)
+
+
 def test_signs_of_differences(real_data: Path):
     packets = [
         p for p in iter_packets([real_data / "alerts" / "ztf_packets.tar.xz"]) if isinstance(p, Packet)

@@ -49,6 +49,15 @@ def _long(buffer, position, end):
     return np.int64(0), -1
 
 
+@njit(cache=True, inline="always")
+def _store_missing(slot, row, kinds, h_row, h_kinds):
+    """Note that the field of `slot` is null."""
+    if slot >= 0:
+        kinds[row, slot] = MISSING
+    else:
+        h_kinds[h_row, -slot - 2] = MISSING
+
+
 @njit(cache=True)
 def walk(  # noqa: C901 - one dispatch over operations; split, each step would cost a call
     buffer,
@@ -97,13 +106,22 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
         operation = code[pc, 0]
         slot = code[pc, 1]
         if operation >= OPTIONAL:
-            branch, after = _long(buffer, position, end)
-            if after < 0:
-                return TRUNCATED if after == -1 else BAD_LONG, position, h_row
-            if branch != 0 and branch != 1:
-                return BAD_UNION, position, h_row
-            position = after
-            operation = operation - OPTIONAL if branch == code[pc, 2] else NULL
+            if position < end and (buffer[position] & 0xFD) == 0:  # nearly always: branch 0 or 1, in one byte
+                branch = np.int64(buffer[position] >> 1)
+                position += 1
+            else:
+                branch, after = _long(buffer, position, end)
+                if after < 0:
+                    return TRUNCATED if after == -1 else BAD_LONG, position, h_row
+                if branch != 0 and branch != 1:
+                    return BAD_UNION, position, h_row
+                position = after
+            if branch != code[pc, 2]:
+                if slot != -1:
+                    _store_missing(slot, row, kinds, h_row, h_kinds)
+                pc += 1
+                continue
+            operation -= OPTIONAL
         kind = MISSING
         integer = np.int64(0)
         real = 0.0
@@ -111,7 +129,8 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
         if operation == FLOAT:
             if position + 4 > end:
                 return TRUNCATED, position, h_row
-            real = float(buffer[position : position + 4].view(np.float32)[0])
+            if slot != -1:
+                real = float(buffer[position : position + 4].view(np.float32)[0])
             kind = IS_FLOAT
             position += 4
         elif operation == LONG:
@@ -124,7 +143,8 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
         elif operation == DOUBLE:
             if position + 8 > end:
                 return TRUNCATED, position, h_row
-            real = buffer[position : position + 8].view(np.float64)[0]
+            if slot != -1:
+                real = buffer[position : position + 8].view(np.float64)[0]
             kind = IS_FLOAT
             position += 8
         elif operation in (BYTES, FIXED):

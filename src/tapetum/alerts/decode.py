@@ -67,7 +67,7 @@ def decode_packets(
             by_survey.setdefault(packet.schema.profile.name, []).append(index)
     batches = []
     for indices in by_survey.values():
-        work = _SurveyDecoder([packets[i] for i in indices], limits)
+        work = _SurveyDecoder([packets[i] for i in indices], limits, history=history)
         batch, kept = work.decode(stamps=stamps, history=history, reference=reference, candidate=candidate)
         rejections += [
             (indices[i], _reject(packets[indices[i]], reason)) for i, reason in sorted(work.faults.items())
@@ -92,14 +92,15 @@ def _reject(packet: Packet, reason: str) -> Rejection:
 class _SurveyDecoder:
     """Decodes the packets of one survey; faults collects what cannot be used, by row."""
 
-    def __init__(self, packets: Sequence[Packet], limits: Limits) -> None:
+    def __init__(self, packets: Sequence[Packet], limits: Limits, *, history: bool) -> None:
         assert packets[0].schema.profile is not None
         self.profile: SurveyProfile = packets[0].schema.profile
         self.packets = packets
         self.bodies = [packet.body for packet in packets]
         self.limits = limits
         self.faults: dict[int, str] = {}
-        self.programs: list[Program] = [packet.schema.program for packet in packets]
+        schemas = [packet.schema for packet in packets]
+        self.programs: list[Program] = [s.program if history else s.brief for s in schemas]
         width = max(len(program.slots) for program in self.programs)
         self.rows = Rows.empty(len(packets), width)
         self.history = Rows.empty(HISTORY_ROWS_AT_FIRST, len(HISTORY_COLUMNS))

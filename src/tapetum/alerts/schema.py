@@ -63,7 +63,9 @@ class AlertSchema:
     profile
         The survey whose packets look like this; None for an unknown one.
     program
-        Fetches what the profile names.
+        Fetches what the profile names, history rows included.
+    brief
+        The same without history; its slots are those of `program`.
     skeleton
         Fetches nothing: it only finds where a record ends.
     """
@@ -73,6 +75,7 @@ class AlertSchema:
     tree: Any = field(repr=False)
     profile: SurveyProfile | None = field(repr=False)
     program: Program = field(repr=False)
+    brief: Program = field(repr=False)
     skeleton: Program = field(repr=False)
 
     @cached_property
@@ -172,8 +175,11 @@ def load_schema(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> AlertSchema:
     paths = _paths(tree, limits)
     matching = [profile for profile in all_profiles() if paths.issuperset(profile.alert.recognise)]
     profile = max(matching, key=lambda p: len(p.alert.recognise), default=None)
-    program = _Compiler(tree, profile, limits).compile() if profile else skeleton
-    schema = AlertSchema(text, hashlib.sha256(raw).hexdigest(), tree, profile, program, skeleton)
+    program, brief = (
+        _Compiler(tree, profile, limits, history=wanted).compile() if profile else skeleton
+        for wanted in (True, False)
+    )
+    schema = AlertSchema(text, hashlib.sha256(raw).hexdigest(), tree, profile, program, brief, skeleton)
     _schemas[raw] = schema
     return schema
 
@@ -269,7 +275,14 @@ def wanted_paths(profile: SurveyProfile) -> list[str]:
 class _Compiler:
     """Turns a schema tree into a `Program`; one use each."""
 
-    def __init__(self, tree: Any, profile: SurveyProfile | None, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        tree: Any,
+        profile: SurveyProfile | None,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        history: bool = True,
+    ) -> None:
         self.tree, self.profile, self.limits = tree, profile, limits
         self.code: list[list[int]] = []
         self.jumps: list[int] = []
@@ -278,7 +291,7 @@ class _Compiler:
         self.slots: dict[str, int] = {path: number for number, path in enumerate(self.wanted)}
         self.candidate: dict[str, int] = {}
         self.arrays: dict[str, int] = {}
-        if profile:
+        if profile and history:
             self.arrays = {entry.array: number for number, entry in enumerate(profile.alert.history)}
 
     def compile(self) -> Program:
