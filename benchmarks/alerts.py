@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,6 @@ from tapetum.models.runtime import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-from itertools import islice
 
     from numpy.typing import NDArray
 
