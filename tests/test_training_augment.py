@@ -124,3 +124,23 @@ def test_noise_goes_into_science_and_difference_alike(triplet: np.ndarray, rng: 
     slope = sloped(triplet, rng)
     np.testing.assert_array_equal(slope[2], triplet[2])
     assert not np.array_equal(slope[:2], triplet[:2])
+
+
+@pytest.mark.parametrize("side", range(1, 31))
+def test_stamps_of_any_size_can_be_augmented(side: int, rng: np.random.Generator) -> None:
+    stamps = np.full((3, 63, 63), np.nan, np.float32)
+    stamps[:, :side, :side] = 1.0
+    middle = side // 2
+    stamps[:, middle, middle] = 1000.0
+    always = Augmentation(noise=1, gradient=1, crop=1, cut=1, band=1, block=1, holes=1)
+    for _ in range(20):
+        for settings in (EVERYTHING, always):
+            changed, new = augment(stamps, np.full((3, 2), side, np.int16), False, settings, rng)
+            assert ((new >= 1) & (new <= side)).all()
+            assert np.nanmax(changed) > 500
+
+
+def test_small_stamps_are_not_made_smaller_than_their_source(rng: np.random.Generator) -> None:
+    small = np.ones((3, 9, 9), np.float32)
+    for change in (cropped, cut_at_edge, without_band):
+        assert change(small, rng) is small

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
-from tapetum.core.errors import InputError
+from tapetum.core.errors import InputError, UsageError
 from tapetum.models.calibration import calibrate, sigmoid
 from tapetum.models.card import PlattCalibration, TemperatureCalibration
 from tapetum.training.calibrate import fit_calibration, fit_isotonic, fit_platt
@@ -20,6 +22,10 @@ from tapetum.training.evaluate import (
     reliability,
     threshold_at_tpr,
 )
+from tapetum.training.figures import draw_reliability
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -43,6 +49,16 @@ def test_false_positives_at_a_true_positive_rate(scored: tuple[np.ndarray, np.nd
     fits = [cut for cut in np.unique(score) if (score[real] >= cut).mean() >= tpr]
     assert threshold_at_tpr(score, real, tpr) == max(fits)
     assert fpr_at_tpr(score, real, tpr) == pytest.approx((score[~real] >= max(fits)).mean())
+
+
+@pytest.mark.parametrize(
+    ("n", "tpr", "kept"), [(100, 0.90, 90), (100, 0.97, 97), (20, 0.95, 19), (7, 0.5, 4)]
+)
+def test_the_threshold_keeps_no_more_than_it_must(n: int, tpr: float, kept: int) -> None:
+    score = np.arange(n, dtype=float)
+    threshold = threshold_at_tpr(score, np.ones(n, bool), tpr)
+    assert (score >= threshold).sum() == kept
+    assert threshold_at_tpr(score, np.ones(n, bool), 1.0) == 0
 
 
 @pytest.mark.parametrize("fpr", [0.0, 0.01, 0.1, 1.0])
@@ -159,3 +175,9 @@ def test_intervals_resample_objects_not_alerts(rng: np.random.Generator) -> None
 def test_magnitude_bands_cover_every_alert() -> None:
     names = magnitude_bands(np.array([15.0, 17.5, 19.9, 22.0, np.nan]))
     assert names == ["< 17 mag", "17 to 18 mag", "19 to 20 mag", "> 20 mag", "no magnitude"]
+
+
+def test_a_diagram_is_svg_or_png(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"x\.foo.*\.svg or \.png"):
+        draw_reliability(tmp_path / "x.foo", [], "title", 0.0)
+    assert not (tmp_path / "x.foo").exists()

@@ -158,3 +158,5 @@ def test_a_comparison_can_be_read_and_repeated(labelled: dict[str, Examples]) ->
     first, again = compare(["realbogus"], examples), compare(["realbogus"], examples)
     assert first.as_json() == again.as_json()
     assert "| realbogus | 60 |" in first.as_markdown()
+    macs = count_macs(FOLDER / "model.onnx")
+    assert f"realbogus {macs / 1e6:.1f} million" in first.as_markdown()

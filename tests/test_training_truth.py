@@ -15,7 +15,8 @@ from tapetum.simulate.injections import simulate_alert
 from tapetum.training.compare import gather, read_labels
 from tapetum.training.datasets import on_canvas, read_cube
 from tapetum.training.recipe import load_recipe
-from tapetum.training.truth import TruthRules, measure_shapes, packet_truth
+from tapetum.training.split import role_of
+from tapetum.training.truth import TruthRules, measure_shapes, packet_truth, truth_fields
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,6 +114,11 @@ def test_a_bad_residual_tempers_a_confident_packet_and_doubt_stays_doubt(rng: np
     assert np.isnan(packet_truth(_batch(_spot(2.3) + noise, survey="winter"), RULES)[0])
 
 
+def test_the_fields_of_the_rule_are_those_of_the_survey() -> None:
+    assert truth_fields("ztf") == ["drb", "rb", "magpsf", "ssdistnr", "ssmagnr"]
+    assert truth_fields("winter") == ["rb", "magpsf"]  # its only score, and no asteroids
+
+
 def test_a_spot_sharper_than_the_survey_is_no_source(rng: np.random.Generator) -> None:
     stamp = rng.normal(0, 1, (63, 63)).astype(np.float32)
     stamp[31, 31] += 80
@@ -126,6 +132,9 @@ def test_labels_are_read_from_parquet_and_csv(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.parquet") == {1: True, 2: False}
     (tmp_path / "labels.csv").write_text("alert_id,label\n7,real\n8,bogus\n9,0\n")
     assert read_labels(tmp_path / "labels.csv") == {7: True, 8: False, 9: False}
+    (tmp_path / "night.tar.gz").write_bytes(b"not a table")
+    with pytest.raises(InputError, match=r"night\.tar\.gz: labels are"):
+        read_labels(tmp_path / "night.tar.gz")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="alert_id"):
         read_labels(tmp_path / "other.csv")
@@ -145,6 +154,46 @@ def test_a_cube_needs_its_arrays_and_its_table(tmp_path: Path, rng: np.random.Ge
     batch = read_cube(tmp_path / "cube.npz")
     assert batch.object_id == ["a", "b"]
     np.testing.assert_array_equal(batch.feature("drb"), [0.5, np.nan])
+    # a second table adds what the first lacks, replaces nothing, and its labels are not read
+    more = {"candid": [6, 5], "objectId": ["b", "a"], "drb": [0.25, 0.75], "label_eye": [1.0, 0.0]}
+    pq.write_table(pa.table(more), tmp_path / "tablet.parquet")
+    batch = read_cube(tmp_path / "cube.npz")
+    np.testing.assert_array_equal(batch.feature("drb"), [0.5, 0.25])
+    np.testing.assert_array_equal(batch.feature("magpsf"), [18.0, 19.0])
+    assert np.isnan(batch.feature("label_eye")).all()
+    (tmp_path / "zero.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match=r"zero\.parquet"):
+        read_cube(tmp_path / "cube.npz")
+
+
+def test_held_objects_are_gone_before_anything_is_measured(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tapetum.training import datasets
+
+    names = [f"object {number}" for number in range(60)]
+    stamps = rng.normal(size=(60, 63, 63)).astype(np.float32)
+    images = dict.fromkeys(("science", "template", "difference"), stamps)
+    np.savez(tmp_path / "cube.npz", candid=np.arange(60), shape=np.full((60, 3, 2), 63), **images)
+    table = {"candid": range(60), "objectId": names, "drb": np.linspace(0, 1, 60), "magpsf": [18.0] * 60}
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    seen: list[str] = []
+
+    def watched(batch: AlertBatch, rules: TruthRules) -> np.ndarray:
+        seen.extend(batch.object_id)
+        return packet_truth(batch, rules)
+
+    monkeypatch.setattr(datasets, "packet_truth", watched)
+    source = datasets.PacketSource([tmp_path / "cube.npz"], RULES)
+    examples = source.examples("fit")
+    assert set(seen) == {name for name in names if role_of(name) != "held"}
+    assert 0 < len(seen) < 60
+    assert set(examples.object_id) == {name for name in names if role_of(name) == "fit"}
+    known = [name for name, target in zip(examples.object_id, examples.target, strict=True) if target >= 0]
+    assert [key.object_id for key in source.keys("fit")] == known
+    score = np.array([names.index(name) / 59 for name in examples.object_id])  # rows stay with their fields
+    assert (examples.target[score < 0.1] == 0).all()
+    assert np.isfinite(examples.target[score > 0.9]).all()
 
 
 def test_canvas_cuts_about_the_centre_and_pads_at_the_end() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tapetum.cli.common import OutOption, progress_bar, settings_of
+from tapetum.cli.common import OutOption, progress_bar, say, settings_of
 
 AlertsOption = Annotated[
     list[Path] | None,
@@ -30,13 +30,17 @@ FolderOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the m
 def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or the path of a recipe.toml.")],
-    out: FolderOption,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the model; default: its name, here.")
+    ] = None,
     alerts: AlertsOption = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the number in the recipe.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     without: WithoutOption = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model, instead of the recipe's.")] = None,
+    version: Annotated[str | None, typer.Option(help="Its version; default: the next free one.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Forget an earlier run in the folder.")
+        bool, typer.Option("--overwrite", help="Forget an earlier run in the folder, and its model.")
     ] = False,
 ) -> None:
     """Train a network, export it and write its card; an interrupted run goes on where it stopped.
@@ -47,10 +51,14 @@ def train(
 
     from tapetum.core.settings import write_settings
     from tapetum.training.recipe import load_recipe
+    from tapetum.training.run import free_version
     from tapetum.training.run import train as make
 
     settings = settings_of(context)
-    plan = load_recipe(recipe, epochs)
+    plan = load_recipe(recipe, epochs, model_name=name, version=version)
+    out = out or Path(plan.name)
+    if version is None:
+        plan = load_recipe(recipe, epochs, model_name=name, version=free_version(plan, out))
     with progress_bar(f"training {plan.name}") as progress:
         trained = make(
             plan,
@@ -62,14 +70,25 @@ def train(
             without=without or (),
             overwrite=overwrite,
         )
-    inputs = [str(path) for path in alerts or []]
-    write_settings(
-        out / "settings.toml", settings, {"verb": "models train", "recipe": recipe, "alerts": inputs}
-    )
-    typer.echo(f"{trained.card.name} {trained.card.version} -> {trained.folder}", err=True)
+    if trained.finished_before:
+        say(f"{trained.card.name} {trained.card.version} in {out}: finished already")
+        return
+    command = {
+        "verb": "models train",
+        "recipe": recipe,
+        "alerts": [str(path) for path in alerts or []],
+        "epochs": plan.optimiser.epochs,
+        "device": device,
+        "without": list(without or ()),
+        "name": trained.card.name,
+        "version_of_model": trained.card.version,
+    }
+    write_settings(out / "settings.toml", settings, command)
+    say(f"{trained.card.name} {trained.card.version} -> {trained.folder}")
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[
         list[str], typer.Argument(help="Models: names, name@version or paths, all on the same alerts.")
     ],
@@ -95,12 +114,15 @@ def evaluate(
     """
     from tapetum.core.errors import UsageError
     from tapetum.core.files import whole_file
+    from tapetum.pipelines.outputs import check_output, record_settings
     from tapetum.training.compare import ROLES, compare, gather, read_labels
     from tapetum.training.recipe import load_recipe
 
     chosen = next((name for name in ROLES if name == part), None)
     if chosen is None:
         raise UsageError(f"--part {part}: choose one of {', '.join(ROLES)}")
+    settings = settings_of(context)
+    check_output(out)
     if diagram is not None:
         _draw(models[0], diagram)
     if not alerts and not simulated:
@@ -117,6 +139,17 @@ def evaluate(
         return
     with whole_file(Path(out)) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
+    command = {
+        "verb": "models evaluate",
+        "models": models,
+        "alerts": [str(path) for path in alerts or []],
+        "labels": None if labels is None else str(labels),
+        "part": part,
+        "simulated": simulated,
+        "groups": groups,
+        "recipe": recipe,
+    }
+    record_settings(Path(out), settings, command)
 
 
 def _draw(spec: str, path: Path) -> None:
@@ -131,22 +164,28 @@ def _draw(spec: str, path: Path) -> None:
 
 
 def calibrate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model: a name, name@version or path.")],
     out: FolderOption,
     alerts: AlertsOption = None,
     method: Annotated[str, typer.Option(help="temperature, platt or isotonic.")] = "platt",
     recipe: RecipeOption = "realbogus",
-    without: WithoutOption = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="Also a data source of the recipe: sample, simulation; may be repeated."),
+    ] = None,
 ) -> None:
-    """Fit the calibration of a model again, on your alerts; writes the next PATCH version.
+    """Fit the calibration of a model again, on your alerts alone; writes the next PATCH version.
 
     Example: tapetum models calibrate realbogus --alerts my_survey/ -o my-realbogus
     """
     from datetime import UTC, datetime
 
+    from tapetum.core.settings import write_settings
     from tapetum.training.recipe import load_recipe
     from tapetum.training.run import recalibrate
 
+    settings = settings_of(context)
     card = recalibrate(
         model,
         load_recipe(recipe),
@@ -154,6 +193,15 @@ def calibrate(
         out,
         method=method,
         today=datetime.now(UTC).date(),
-        without=without or (),
+        also=also or (),
     )
-    typer.echo(f"{card.name} {card.version} -> {out}", err=True)
+    command = {
+        "verb": "models calibrate",
+        "model": model,
+        "alerts": [str(path) for path in alerts or []],
+        "method": method,
+        "recipe": recipe,
+        "with": list(also or ()),
+    }
+    write_settings(out / "settings.toml", settings, command)
+    say(f"{card.name} {card.version} -> {out}")

@@ -303,9 +303,10 @@ def judge(frames: _Frames, scene: Scene, x: int, y: int) -> tuple[float, float, 
 
     Notes
     -----
-    The energies are root sums of squares in a box of two FWHM about the detection. An artefact counts beyond
-    twice the noise only; one of 0.7 times the change halves the probability. The change itself counts fully from
-    S/N 5, not at all below 2.5, and not at all when it lies elsewhere.
+    The energies are root sums of squares in a box of 2 ceil(max(3, 1.2 FWHM)) + 1 pixels a side about the
+    detection. An artefact counts beyond twice the noise only; one of 0.7 times the change halves the
+    probability. The change itself counts fully from S/N 5, not at all below 2.5, and not at all when it lies
+    elsewhere.
     """
     half = int(np.ceil(max(3.0, 1.2 * scene.psf_science.fwhm)))
     box = np.s_[max(y - half, 0) : y + half + 1, max(x - half, 0) : x + half + 1]

@@ -107,6 +107,13 @@ class ReferenceFields(_Part):
     star_score: str = Field(description="field of the candidate: its star/galaxy score, 1 = star")
 
 
+class AsteroidFields(_Part):
+    """The nearest known asteroid: fields of the candidate."""
+
+    distance: str = Field(description="from the detection [arcsec]; negative or absent where there is none")
+    mag: str = Field(description="predicted brightness [mag]")
+
+
 class AlertFields(_Part):
     """Where an alert packet keeps what; every path is dotted, from the top of the packet."""
 
@@ -125,6 +132,10 @@ class AlertFields(_Part):
     history: list[HistoryFields] = Field(default_factory=list)
     reference: ReferenceFields | None = None
     reliability: str | None = Field(None, description="the packet's own real-bogus score, 1 = real")
+    early_reliability: str | None = Field(
+        None, description="an older score, for packets that do not carry `reliability`"
+    )
+    asteroid: AsteroidFields | None = None
     synonyms: dict[str, str] = Field(
         default_factory=dict, description="our feature name -> the survey's field of `candidate`"
     )

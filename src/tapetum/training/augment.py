@@ -155,15 +155,22 @@ def with_holes(triplet: Stamps, rng: np.random.Generator) -> Stamps:
 
 
 def cropped(triplet: Stamps, rng: np.random.Generator) -> Stamps:
-    """The middle of the stamps alone, as of a survey that sends smaller ones; the source stays in the middle."""
+    """The middle of the stamps alone, as of a survey that sends smaller ones; the source stays in the middle.
+
+    Stamps that are no larger than the smallest that a survey sends stay as they are.
+    """
+    if triplet.shape[1] // 2 < SMALLEST_STAMP // 2:
+        return triplet
     lost = int(rng.integers(0, triplet.shape[1] // 2 - SMALLEST_STAMP // 2 + 1))
     kept = slice(lost, triplet.shape[1] - lost)
     return triplet[:, kept, kept]
 
 
 def without_band(triplet: Stamps, rng: np.random.Generator) -> Stamps:
-    """A ragged band along a side has no values; the stamp keeps its size."""
+    """A ragged band along a side has no values; the stamp keeps its size. Not where none fits beside the source."""
     n_y, n_x = triplet.shape[1:]
+    if n_y // 2 - KEEP_PIX < 2:
+        return triplet
     depth = int(rng.integers(1, n_y // 2 - KEEP_PIX))
     steps = np.repeat(rng.integers(0, 4, n_x // 6 + 1), 6)[:n_x] if rng.random() < 0.5 else np.zeros(n_x, int)
     missing = np.arange(n_y)[:, None] < np.maximum(depth - steps, 0)[None, :]
@@ -181,10 +188,8 @@ def without_block(triplet: Stamps, rng: np.random.Generator) -> Stamps:
     top, left = int(rng.integers(0, n_y)), int(rng.integers(0, n_x))
     missing = np.zeros((n_y, n_x), bool)
     missing[top : top + height, left : left + width] = True
-    middle = np.s_[
-        n_y // 2 - KEEP_PIX : n_y // 2 + KEEP_PIX + 1, n_x // 2 - KEEP_PIX : n_x // 2 + KEEP_PIX + 1
-    ]
-    missing[middle] = False
+    rows, columns = (slice(max(n // 2 - KEEP_PIX, 0), n // 2 + KEEP_PIX + 1) for n in (n_y, n_x))
+    missing[rows, columns] = False
     out = triplet.copy()
     for c in _which(rng):
         out[c][missing] = np.nan
@@ -192,8 +197,13 @@ def without_block(triplet: Stamps, rng: np.random.Generator) -> Stamps:
 
 
 def cut_at_edge(triplet: Stamps, rng: np.random.Generator) -> Stamps:
-    """A detector edge takes rows, columns or both; what is left is smaller, as surveys send it."""
+    """A detector edge takes rows, columns or both; what is left is smaller, as surveys send it.
+
+    A stamp without rows to lose beside the source stays as it is.
+    """
     n_y, n_x = triplet.shape[1:]
+    if min(n_y, n_x) // 2 <= KEEP_PIX:
+        return triplet
     sides = [0, 1] if rng.random() < 0.15 else [int(rng.integers(2))]
     window = [slice(0, n_y), slice(0, n_x)]
     for axis in sides:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tapetum.core.errors import InputError
+from tapetum.models.registry import find_model
 from tapetum.models.runtime import Model
 from tapetum.training.datasets import Examples, PacketSource, SimulationSource, join
 from tapetum.training.evaluate import FIGURES, Figure, measure
+from tapetum.training.macs import count_macs
 from tapetum.training.recipe import Recipe, SimulatedData
 from tapetum.training.report import comparison, groups_of
 from tapetum.training.scoring import known, probabilities_of_model
@@ -35,13 +37,25 @@ LEAST = 20  # alerts in a group that is worth a row
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of every model on every set of alerts: ``figures[set][model][figure]``."""
+    """Models side by side.
+
+    Attributes
+    ----------
+    figures
+        Of every model on every set of alerts: ``figures[set][model][figure]``.
+    macs
+        Multiplications and additions that each model needs for one alert; 0 where its graph does not tell.
+    """
 
     figures: dict[str, dict[str, dict[str, Figure]]]
+    macs: dict[str, int]
 
     def as_markdown(self) -> str:
-        """One table per set of alerts."""
+        """One table per set of alerts, and a line with the cost of each model."""
         parts = [f"## {name}\n\n{comparison(models, FIGURES)}\n" for name, models in self.figures.items()]
+        costs = [f"{spec} {macs / 1e6:.1f} million" for spec, macs in self.macs.items() if macs]
+        if costs:
+            parts.append(f"Multiplications per alert: {', '.join(costs)}.")
         return "\n".join(parts)
 
     def as_json(self) -> str:
@@ -65,12 +79,16 @@ def read_labels(path: Path) -> dict[int, bool]:
     Raises
     ------
     InputError
-        The columns are not there.
+        It is no such table, or the columns are not there.
     """
+    import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
-    table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
+    try:
+        table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
+    except (OSError, pa.ArrowException) as problem:
+        raise InputError(f"{path}: labels are a Parquet or .csv table, and this is not: {problem}") from None
     number = next((name for name in ("alert_id", "candid") if name in table.column_names), None)
     label = next((name for name in ("label", "label_1") if name in table.column_names), None)
     if number is None or label is None:
@@ -145,7 +163,14 @@ def compare(
                 spec: measure(probabilities_of_model(model, part), part.target, part.object_id, seed=seed)
                 for spec, model in loaded.items()
             }
-    return Comparison(figures)
+    return Comparison(figures, {spec: _macs(spec) for spec in models})
+
+
+def _macs(spec: str) -> int:
+    try:
+        return count_macs(find_model(spec).onnx)
+    except ValueError:  # sizes that are known only when it runs
+        return 0
 
 
 def _divided(name: str, examples: Examples) -> list[tuple[str, Examples]]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from tapetum.core.errors import InputError
 from tapetum.simulate.injections import SCENARIOS, STAMP, simulate_alert
 from tapetum.training.recipe import Recipe
 from tapetum.training.split import Role, role_of, select
-from tapetum.training.truth import TruthRules, packet_truth
+from tapetum.training.truth import TruthRules, packet_truth, truth_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PACKETS_AT_ONCE = 256
+CUBE_SURVEY = "ztf"
+TABLE_COLUMNS = ("candid", "objectId", "ra", "dec", "magpsf", "sigmapsf")  # and those of the rule of truth
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def iter_batches(paths: Sequence[Path]) -> Iterator[AlertBatch]:
 
     A ``.npz`` cube holds `candid`, `science`, `template`, `difference` and
     `shape`; object names and candidate fields come from the Parquet tables beside it that have `candid` and
-    `objectId`.
+    `objectId`. Of these only place, brightness and the fields of the rule of truth are read, never a label.
     """
     cubes = [path for path in paths if path.suffix == ".npz"]
     others = [path for path in paths if path.suffix != ".npz"]
@@ -175,17 +178,12 @@ def read_cube(path: Path) -> AlertBatch:
     InputError
         Arrays are missing, or no table beside the cube names its alerts.
     """
-    import pyarrow.parquet as pq
-
     with np.load(path, allow_pickle=False) as cube:
         if missing := {"candid", "shape", *STAMP_NAMES} - set(cube.files):
             raise InputError(f"{path}: not a cube of triplets, it lacks {', '.join(sorted(missing))}")
         candid, shapes = cube["candid"].astype(np.int64), cube["shape"].astype(np.int16)
         stamps = np.stack([cube[name] for name in STAMP_NAMES], axis=1).astype(np.float32)
-    rows: dict[int, dict[str, Any]] = {}
-    for table in sorted(path.parent.glob("*.parquet")):
-        if {"candid", "objectId"} <= set(pq.read_schema(table).names):
-            rows |= {int(row["candid"]): row for row in pq.read_table(table).to_pylist()}
+    rows = _rows_beside(path, set(candid.tolist()))
     if unknown := [number for number in candid if int(number) not in rows]:
         raise InputError(f"{path}: no table beside it (columns candid, objectId) names alert {unknown[0]}")
     mine = [rows[int(number)] for number in candid]
@@ -196,7 +194,7 @@ def read_cube(path: Path) -> AlertBatch:
 
     mag, missing_column = feature("magpsf"), np.full(len(mine), np.nan)
     return AlertBatch(
-        survey="ztf",
+        survey=CUBE_SURVEY,
         alert_id=candid,
         object_id=[row["objectId"] for row in mine],
         mjd=missing_column,
@@ -215,11 +213,47 @@ def read_cube(path: Path) -> AlertBatch:
     )
 
 
+def _rows_beside(cube: Path, wanted: set[int]) -> dict[int, dict[str, Any]]:
+    # what several tables say of an alert is put together; of two values the first table's stays
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: dict[int, dict[str, Any]] = {}
+    columns = {*TABLE_COLUMNS, *truth_fields(CUBE_SURVEY)}
+    for table in sorted(cube.parent.glob("*.parquet")):
+        try:
+            there = set(pq.read_schema(table).names)
+            if not {"candid", "objectId"} <= there:
+                continue
+            content = pq.read_table(table, columns=sorted(columns & there)).to_pylist()
+        except (OSError, pa.ArrowException) as problem:
+            raise InputError(f"{table}: the table beside {cube} cannot be read: {problem}") from None
+        for row in content:
+            if row["candid"] is not None and int(row["candid"]) in wanted:
+                mine = rows.setdefault(int(row["candid"]), {})
+                for name, value in row.items():
+                    if value is not None:
+                        mine.setdefault(name, value)
+    return {number: row for number, row in rows.items() if "objectId" in row}
+
+
+class Key(NamedTuple):
+    """What tells an example from all others."""
+
+    origin: str
+    alert_id: int
+    object_id: str
+
+
 class Source(Protocol):
     """Where examples come from."""
 
     def examples(self, role: Role, epoch: int = 0) -> Examples:
         """The examples of one role; a simulation may give others in another epoch of role `fit`."""
+        ...
+
+    def keys(self, role: Role, epochs: int = 1) -> list[Key]:
+        """Every example of known truth that a run of so many epochs sees in one role, each once."""
         ...
 
 
@@ -243,6 +277,13 @@ class PacketSource:
             self._by_role = self._read()
         return self._by_role[role]
 
+    def keys(self, role: Role, epochs: int = 1) -> list[Key]:
+        """The alerts of one role with a target: the same in every epoch."""
+        del epochs
+        examples = self.examples(role)
+        names = zip(examples.origin, examples.alert_id.tolist(), examples.object_id, strict=True)
+        return [Key(*name) for name, there in zip(names, np.isfinite(examples.target), strict=True) if there]
+
     def _read(self) -> dict[Role, Examples]:
         roles: tuple[Role, ...] = ("fit", "validation", "test")
         parts: dict[Role, list[Examples]] = {role: [] for role in roles}
@@ -253,15 +294,13 @@ class PacketSource:
             for number in source.examples(role).alert_id
         }
         for batch in iter_batches(self.paths):
-            role_masks = {role: select(batch.object_id, role) for role in roles}
-            usable = (batch.shapes > 0).all(axis=(1, 2))
-            usable &= np.logical_or.reduce(list(role_masks.values()))  # of the held objects nothing is kept
+            usable = (batch.shapes > 0).all(axis=(1, 2)) & ~select(batch.object_id, "held")
             for row in np.flatnonzero(usable):
                 usable[row] = int(batch.alert_id[row]) not in seen
                 seen.add(int(batch.alert_id[row]))
-            examples = self._labelled(batch)
-            for role, mask in role_masks.items():
-                parts[role].append(examples.take(usable & mask))
+            examples = self._labelled(_rows_of(batch, np.flatnonzero(usable)))  # held objects are gone by now
+            for role in roles:
+                parts[role].append(examples.take(select(examples.object_id, role)))
         return {role: join(some) for role, some in parts.items()}
 
     def _labelled(self, batch: AlertBatch) -> Examples:
@@ -280,6 +319,16 @@ class PacketSource:
         )
 
 
+def _rows_of(batch: AlertBatch, rows: NDArray[np.intp]) -> AlertBatch:
+    # what labels need: no history and no text
+    columns = ("alert_id", "mjd", "ra", "dec", "mag", "mag_err", "flux", "flux_err", "stamps", "shapes")
+    lists = ("object_id", "band", "source", "record")
+    chosen: dict[str, Any] = {name: getattr(batch, name)[rows] for name in columns}
+    chosen |= {name: [getattr(batch, name)[row] for row in rows] for name in lists}
+    chosen["_feature"] = lambda name: batch.feature(name)[rows]
+    return replace(batch, **chosen, history=None, candidate_json=None)
+
+
 class SimulationSource:
     """Simulated alerts; the pool of role `fit` slides along an endless list, `renew` alerts an epoch."""
 
@@ -291,10 +340,7 @@ class SimulationSource:
 
     def examples(self, role: Role, epoch: int = 0) -> Examples:
         """The pool of an epoch, or the fixed set of another role."""
-        if role == "fit":
-            start, count = epoch * self.data.renew, self.data.pool
-        else:
-            start, count = 0, self.data.validation if role == "validation" else self.data.test
+        start, count = (epoch * self.data.renew if role == "fit" else 0), self._count(role)
         made = {
             key: value
             for key, value in self._made.items()
@@ -304,6 +350,25 @@ class SimulationSource:
         made |= zip([(role, number) for number in missing], self._draw(role, missing), strict=True)
         self._made = made
         return join([made[role, number] for number in range(start, start + count)])
+
+    def keys(self, role: Role, epochs: int = 1) -> list[Key]:
+        """Names of the simulated alerts of one role; those of role `fit` of all epochs."""
+        count = self._count(role)
+        if role == "fit":
+            # pools that slide by more than their length leave names out between them
+            starts = [epoch * self.data.renew for epoch in range(epochs)]
+            count = max(starts, default=0) + count
+            shown = np.zeros(count, bool)
+            for start in starts:
+                shown[start : start + self.data.pool] = True
+        else:
+            shown = np.ones(count, bool)
+        names = islice(simulated_ids(self.data.seed, role), count)
+        return [Key("simulated", 0, name) for name, there in zip(names, shown, strict=True) if there]
+
+    def _count(self, role: Role) -> int:
+        counts = {"fit": self.data.pool, "validation": self.data.validation, "test": self.data.test}
+        return counts.get(role, 0)
 
     def _draw(self, role: Role, numbers: Sequence[int]) -> Iterator[Examples]:
         wanted = set(numbers)

@@ -73,7 +73,10 @@ def auc(score: Scores, real: Truth) -> float:
 def threshold_at_tpr(score: Scores, real: Truth, tpr: float) -> float:
     """Largest threshold that this share of the real examples reaches; NaN without real examples."""
     kept = np.sort(score[real])
-    return float(kept[int((1 - tpr) * kept.size)]) if kept.size else math.nan
+    if not kept.size:
+        return math.nan
+    needed = math.ceil(tpr * kept.size - 1e-9)  # 0.95 * 20 is a little more than 19 in floating point
+    return float(kept[min(kept.size - needed, kept.size - 1)])
 
 
 def fpr_at_tpr(score: Scores, real: Truth, tpr: float) -> float:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tapetum.core.errors import MissingExtraError
+from tapetum.core.errors import MissingExtraError, UsageError
 from tapetum.core.files import whole_file
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tapetum.models.card import ReliabilityBin
+
+SUFFIXES = (".svg", ".png")
 
 
 def draw_reliability(path: Path, bins: Sequence[ReliabilityBin], title: str, ece: float) -> None:
@@ -23,9 +25,13 @@ def draw_reliability(path: Path, bins: Sequence[ReliabilityBin], title: str, ece
 
     Raises
     ------
+    UsageError
+        The file is to be of another kind.
     MissingExtraError
         matplotlib is not installed.
     """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path}: a reliability diagram ends in {' or '.join(SUFFIXES)}")
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg

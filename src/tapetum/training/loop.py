@@ -1,4 +1,4 @@
-"""THE training loop: every network of Tapetum is trained here. Seeded, resumable, the same on CPU and GPU."""
+"""THE training loop: every network of Tapetum is trained here. Seeded, resumable, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tapetum.core.errors import FormatError
+from tapetum.core.errors import FormatError, InputError, UsageError
 from tapetum.core.files import whole_file
 from tapetum.core.progress import Progress, no_progress
 from tapetum.models.inputs import prepare_images
@@ -80,8 +80,11 @@ def fit(
     FormatError
         The checkpoint is of another network.
     UsageError
-        A source gave an object that may not be learned from.
+        A source gave an object that may not be learned from, or torch has no such device.
+    InputError
+        There is no example to learn from.
     """
+    require_device(device)
     validation = [known(source.examples("validation")) for source, _ in sources]
     for examples in validation:
         require(examples.object_id, LEARNING)
@@ -104,6 +107,23 @@ def fit(
         log.info("epoch %d: %.0f s, loss %.4f, validation %.4f (%d)", row[0], row[1], loss, measured, n)
         progress(epoch + 1, recipe.optimiser.epochs)
     return state.average.to("cpu").eval()
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that torch cannot compute on.
+
+    Raises
+    ------
+    UsageError
+        Names it.
+    """
+    try:
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = str(problem).partition("\n")[0]
+        raise UsageError(
+            f"--device {device}: torch cannot compute there ({reason}); cpu always works"
+        ) from None
 
 
 def _start(recipe: Recipe, folder: Path, device: str) -> _State:
@@ -141,7 +161,7 @@ def _batches(
     ]
     order = rng.permutation(len(where))
     size = recipe.optimiser.batch
-    for step in range(len(where) // size or 1):
+    for step in range(max(len(where) // size, 1)):
         rows = [where[j] for j in order[step * size : (step + 1) * size]]
         changed = [
             augment(
@@ -161,10 +181,15 @@ def _batches(
 def _one_epoch(state: _State, shown: Sequence[tuple[Examples, int]], recipe: Recipe, device: str) -> float:
     for examples, _ in shown:
         require(examples.object_id, frozenset({"fit"}))
+    n_shown = sum(len(examples) * repeat for examples, repeat in shown)
+    if not n_shown:
+        raise InputError(
+            "no example to learn from: the sources have none of known truth in the training part"
+        )
     torch.manual_seed(recipe.seed + 1 + state.epoch)  # dropout
     rng = np.random.default_rng([recipe.seed, state.epoch])
     lossy = nn.BCEWithLogitsLoss()
-    n_batches = sum(len(examples) * repeat for examples, repeat in shown) // recipe.optimiser.batch or 1
+    n_batches = max(n_shown // recipe.optimiser.batch, 1)
     total, count = 0.0, 0
     state.network.train()
     for number, (images, target) in enumerate(_batches(shown, recipe, rng)):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tapetum.core.errors import InputError
-from tapetum.models.card import ImageContract
+from tapetum.models.card import ImageContract, Name, Version
 from tapetum.training.truth import TruthRules
 
 
@@ -96,14 +96,13 @@ class CalibrationSpec(_Part):
     """How scores become probabilities."""
 
     method: Literal["temperature", "platt", "isotonic"] = "platt"
-    bins: int = Field(15, ge=2)
 
 
 class CardSpec(_Part):
     """What the card says that no measurement can."""
 
     title: str
-    version: str
+    version: Version
     description: str
     notes: list[str] = Field(default_factory=list)
     limitations: list[str] = Field(default_factory=list)
@@ -115,7 +114,7 @@ class CardSpec(_Part):
 class Recipe(_Part):
     """Everything that makes a network, but the files the user names."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: Name
     seed: int = Field(ge=0)
     opset: int = Field(20, ge=17)
     card: CardSpec
@@ -135,15 +134,17 @@ def recipe_names() -> list[str]:
     )
 
 
-def load_recipe(name: str, epochs: int | None = None) -> Recipe:
+def load_recipe(
+    name: str, epochs: int | None = None, *, model_name: str | None = None, version: str | None = None
+) -> Recipe:
     """Load a recipe by its name, or from a path that ends in ``.toml``.
 
     Parameters
     ----------
     name
         Recipe or path.
-    epochs
-        Instead of the number in the recipe.
+    epochs, model_name, version
+        Instead of those in the recipe.
 
     Raises
     ------
@@ -164,6 +165,10 @@ def load_recipe(name: str, epochs: int | None = None) -> Recipe:
         content = tomllib.loads(text)
         if epochs is not None:
             content.setdefault("optimiser", {})["epochs"] = epochs
+        if model_name is not None:
+            content["name"] = model_name
+        if version is not None:
+            content.setdefault("card", {})["version"] = version
         return Recipe.model_validate(content)
     except tomllib.TOMLDecodeError as problem:
         raise InputError(f"{name}: not valid TOML: {problem}") from None

@@ -1,10 +1,11 @@
 """What is known about real packets: who says that an alert is real, and what its stamp says against it.
 
 No list of labels is read. An alert counts as real or bogus when its packet's own score is decided, when it is
-a known asteroid, or, where the packet has no decided score, by the shape of what was detected. The shape also
-tempers the packet's score, because that score accepts many residuals of bad subtraction: the energy a point
-source leaves unexplained is compared with the energy it explains, the same ratio by which simulated alerts
-are judged (`tapetum.simulate.injections.judge`).
+a known asteroid, or, where only an older score is there and it is undecided, by the shape of what was
+detected. The shape also tempers the packet's score, because that score accepts many residuals of bad
+subtraction: the energy a point source leaves unexplained is compared with the energy it explains, the same
+ratio by which simulated alerts are judged (`tapetum.simulate.injections.judge`). Which fields of a packet
+these are is in the profile of its survey.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class TruthRules(BaseModel):
 
     real_above: float = Field(0.9, description="the packet's own score is trusted above this")
     bogus_below: float = Field(0.1, description="and below this")
-    early_real_above: float = Field(0.7, description="the older score `rb`, where the packet has no other")
+    early_real_above: float = Field(0.7, description="the older score, where the packet has no other")
     early_bogus_below: float = Field(0.35)
     asteroid_arcsec: float = Field(5.0, description="a known asteroid this close is the source ...")
     asteroid_mag: float = Field(1.5, description="... if its brightness agrees this well [mag]")
@@ -157,13 +158,29 @@ def packet_truth(batch: AlertBatch, rules: TruthRules) -> NDArray[np.float32]:
     return np.where(_asteroids(batch, rules) & ~(clear & (narrow < 1)), 1.0, target).astype(np.float32)
 
 
-def _own_score(batch: AlertBatch) -> NDArray[np.float64]:
-    path = load_profile(batch.survey).alert.reliability
-    return batch.feature(path.rsplit(".", 1)[-1]) if path else np.full(len(batch), np.nan)
+def truth_fields(survey: str) -> list[str]:
+    """Names of the candidate's fields that the rule reads for a survey."""
+    alert = load_profile(survey).alert
+    asteroid = (alert.asteroid.distance, alert.asteroid.mag) if alert.asteroid else ()
+    paths = (alert.reliability, alert.early_reliability, alert.brightness.mag, *asteroid)
+    return [_leaf(path) for path in paths if path]
+
+
+def _leaf(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
+
+
+def _field(batch: AlertBatch, path: str | None) -> NDArray[np.float64]:
+    return batch.feature(_leaf(path)) if path else np.full(len(batch), np.nan)
+
+
+def _scores(batch: AlertBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    alert = load_profile(batch.survey).alert
+    return _field(batch, alert.reliability), _field(batch, alert.early_reliability)
 
 
 def _packet_says(batch: AlertBatch, rules: TruthRules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    score, early = _own_score(batch), batch.feature("rb")
+    score, early = _scores(batch)
     old = np.isnan(score)
     real = (score > rules.real_above) | (old & (early > rules.early_real_above))
     bogus = (score < rules.bogus_below) | (old & (early < rules.early_bogus_below))
@@ -172,10 +189,15 @@ def _packet_says(batch: AlertBatch, rules: TruthRules) -> tuple[NDArray[np.bool_
 
 def _undecided(batch: AlertBatch) -> NDArray[np.bool_]:
     # shape alone decides only where no network did: the middle of a score is doubt about more than shape
-    return np.asarray(np.isnan(_own_score(batch)) & np.isfinite(batch.feature("rb")), bool)
+    score, early = _scores(batch)
+    return np.asarray(np.isnan(score) & np.isfinite(early), bool)
 
 
 def _asteroids(batch: AlertBatch, rules: TruthRules) -> NDArray[np.bool_]:
-    distance = batch.feature("ssdistnr")
-    agrees = np.abs(batch.feature("ssmagnr") - batch.feature("magpsf")) <= rules.asteroid_mag
+    alert = load_profile(batch.survey).alert
+    if alert.asteroid is None:
+        return np.zeros(len(batch), bool)
+    distance = _field(batch, alert.asteroid.distance)
+    mag = _field(batch, alert.brightness.mag)
+    agrees = np.abs(_field(batch, alert.asteroid.mag) - mag) <= rules.asteroid_mag
     return np.asarray((distance >= 0) & (distance <= rules.asteroid_arcsec) & agrees, bool)
