@@ -58,6 +58,17 @@ def _store_missing(slot, row, kinds, h_row, h_kinds):
         h_kinds[h_row, -slot - 2] = MISSING
 
 
+@njit(cache=True, inline="always")
+def _begin_row(h_row, column, array, h_kinds, h_ints):
+    """Begin a history row, which says in `column` from which array it comes; False when there is no room for it."""
+    if h_row >= h_kinds.shape[0]:
+        return False
+    h_kinds[h_row, :] = MISSING
+    h_ints[h_row, column] = array
+    h_kinds[h_row, column] = IS_INT
+    return True
+
+
 @njit(cache=True)
 def walk(  # noqa: C901 - one dispatch over operations; split, each step would cost a call
     buffer,
@@ -192,12 +203,8 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
                 continue
             remaining[depth] = count
             depth += 1
-            if slot <= -2:
-                if h_row >= h_kinds.shape[0]:
-                    return ROWS_FULL, position, h_row
-                h_kinds[h_row, :] = MISSING
-                h_ints[h_row, -slot - 2] = code[pc, 3]
-                h_kinds[h_row, -slot - 2] = IS_INT
+            if slot <= -2 and not _begin_row(h_row, -slot - 2, code[pc, 3], h_kinds, h_ints):
+                return ROWS_FULL, position, h_row
             pc += 1
             continue
         elif operation == LOOP:
@@ -216,12 +223,8 @@ def walk(  # noqa: C901 - one dispatch over operations; split, each step would c
                 depth -= 1
                 pc += 1
                 continue
-            if slot <= -2:
-                if h_row >= h_kinds.shape[0]:
-                    return ROWS_FULL, position, h_row
-                h_kinds[h_row, :] = MISSING
-                h_ints[h_row, -slot - 2] = code[pc, 3]
-                h_kinds[h_row, -slot - 2] = IS_INT
+            if slot <= -2 and not _begin_row(h_row, -slot - 2, code[pc, 3], h_kinds, h_ints):
+                return ROWS_FULL, position, h_row
             pc = code[pc, 2]
             continue
         elif operation == END:
