@@ -265,6 +265,13 @@ def test_quiet_talkative_and_json(packets: Path, tmp_path: Path):
     assert "no such file" in failed.stderr
 
 
+def test_a_demo_of_simulated_alerts_says_so_on_the_console_too(tmp_path: Path):
+    done = run("demo", "--offline", "-o", tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: These alerts are simulated, not observed: --offline was given")
+    assert "report: " in done.stdout
+
+
 def test_packets_from_stdin(packets: Path):
     one = next(packets.glob("*.avro"))
     command = [Path(sys.executable).with_name("tapetum"), "alerts", "score", "-", "-o", "-"]

@@ -58,6 +58,15 @@ def say(message: str) -> None:
     logging.getLogger(TALK).info("%s", message)
 
 
+def warn(message: str) -> None:
+    """Tell the user on stderr that something is not what it should be, unless the user asked for quiet."""
+    import logging
+
+    from tapetum.core.log import TALK
+
+    logging.getLogger(TALK).warning("%s", message)
+
+
 def complaint(rejection: Rejection) -> str:
     """What is said of a packet or source that cannot be used: where it is, and why."""
     place = rejection.source if rejection.record < 0 else f"{rejection.source}, record {rejection.record}"

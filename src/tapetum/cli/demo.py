@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tapetum.cli.common import JobsOption, progress_bar, settings_of
+from tapetum.cli.common import JobsOption, progress_bar, settings_of, warn
 
 if TYPE_CHECKING:
     from tapetum.alerts.batch import AlertKey, Rejection
@@ -200,6 +200,8 @@ def run_demo(settings: Settings, folder: Path, *, offline: bool) -> tuple[Path, 
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder / "settings.toml", settings, {"verb": "demo", "offline": offline})
     paths, why_simulated = fetch_alerts(folder, settings.seed, offline=offline)
+    if why_simulated:
+        warn(SIMULATED_NOTICE.format(why_simulated))
     database = folder / (f"simulated-{settings.seed}.db" if why_simulated else "night.db")
     with open_store(f"sqlite:///{database.absolute()}", create=True) as store:
         night = ingest_into(store, paths, settings)
@@ -227,7 +229,7 @@ def demo(
 ) -> None:
     """Take real survey alerts all the way: fetch, read, score, store, and write a report page.
 
-    Without a network the alerts are simulated on the spot, and the page says so.
+    Without a network the alerts are simulated on the spot, and both the command and the page say so.
 
     Example: tapetum demo -o tapetum-demo
     """
