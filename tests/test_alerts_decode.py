@@ -144,6 +144,13 @@ def test_flux_and_magnitude_are_inverse(rng):
     assert np.isnan(to_mag(np.array([0.0]), np.array([1.0]))[0])
 
 
+def test_a_placeholder_is_no_magnitude():
+    flux, flux_err = to_flux(np.array([-999.0, 20.0]), np.array([0.1, 0.1]), np.ones(2))
+    assert np.isnan(flux[0])
+    assert np.isnan(flux_err[0])
+    assert np.isfinite(flux[1])
+
+
 def test_tai_becomes_utc():
     tai = TimeFields(field="t", format="mjd", scale="tai", reference="mid")
     np.testing.assert_allclose(

@@ -277,3 +277,13 @@ def test_packets_from_stdin(packets: Path):
     command = [Path(sys.executable).with_name("tapetum"), "alerts", "score", "-", "-o", "-"]
     done = subprocess.run(command, input=one.read_bytes(), capture_output=True, check=True)
     assert len(done.stdout.splitlines()) == 2
+
+
+def test_what_came_through_stdin_is_never_taken_for_finished(packets: Path, tmp_path: Path):
+    out = tmp_path / "s.csv"
+    seen = []
+    for path in sorted(packets.glob("*.avro"))[:2]:
+        command = [Path(sys.executable).with_name("tapetum"), "alerts", "score", "-", "-o", out]
+        subprocess.run(command, input=path.read_bytes(), capture_output=True, check=True)
+        seen.append(out.read_text())
+    assert seen[0] != seen[1]

@@ -11,7 +11,7 @@ import numpy as np
 from tapetum.alerts import _kernels as k
 from tapetum.alerts.batch import History, ReferencePhotometry
 from tapetum.alerts.schema import HISTORY_COLUMNS
-from tapetum.surveys.conventions import AB_ZERO_POINT_NJY, to_flux, to_mag, to_utc
+from tapetum.surveys.conventions import flux_of_mag, to_flux, to_mag, to_utc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,14 +125,14 @@ class PastRows:
         offsets = self.profile.alert.band.ab_offset
         offset = np.array([offsets.get(band, 0.0) for band in self.bands]) if offsets else 0.0
         flux, flux_err = to_flux(mag + offset, mag_err, self._signs())
-        one_sigma = 10 ** (-0.4 * (limit + offset - AB_ZERO_POINT_NJY)) / 5
+        one_sigma = flux_of_mag(limit + offset) / 5
         flux_err = np.where(np.isnan(mag), one_sigma, flux_err)
         given, given_err, zero_point = (
             self._number("flux"),
             self._number("flux_err"),
             self._number("zero_point"),
         )
-        scale = np.where(np.isnan(zero_point), 1.0, 10 ** (-0.4 * (zero_point - AB_ZERO_POINT_NJY)))
+        scale = np.where(np.isnan(zero_point), 1.0, flux_of_mag(zero_point))
         fluxes_given = self._by_array([entry.flux is not None for entry in self.entries], bool)
         return np.where(fluxes_given, given * scale, flux), np.where(
             fluxes_given, given_err * scale, flux_err

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tapetum.alerts.batch import AlertBatch, History, ReferencePhotometry
-from tapetum.surveys.conventions import AB_ZERO_POINT_NJY, MAG_PER_LN
+from tapetum.surveys.conventions import MAG_PER_LN, flux_of_mag, to_mag
 from tapetum.surveys.profile import load_profile
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def add_reference_flux(curve: LightCurve) -> LightCurve:
         The light curve was decoded without its reference photometry.
     """
     reference = _imputed(curve)
-    flux_ref = 10 ** (-0.4 * (reference.mag - AB_ZERO_POINT_NJY))
+    flux_ref = flux_of_mag(reference.mag)
     err_ref = flux_ref * reference.mag_err / MAG_PER_LN
     detected = np.isfinite(curve.flux)
     flux_err = np.where(detected, np.hypot(curve.flux_err, err_ref), curve.flux_err)
@@ -145,18 +145,15 @@ def apparent_magnitudes(curve: LightCurve) -> ApparentMagnitudes:
         The light curve was decoded without its reference photometry.
     """
     reference = _imputed(curve)
-    flux_ref = 10 ** (-0.4 * reference.mag)
+    flux_ref = flux_of_mag(reference.mag)
     sign = np.where(curve.flux < 0, -1.0, 1.0)
-    size = 10 ** (-0.4 * curve.mag)
+    size = flux_of_mag(curve.mag)
     total = flux_ref + sign * size
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mag = np.where(total > 0, -2.5 * np.log10(total), np.nan)
-        mag_err = np.where(
-            total > 0, np.hypot(flux_ref * reference.mag_err, size * curve.mag_err) / total, np.nan
-        )
-        limit = np.where(np.isnan(curve.mag), 10 ** (-0.4 * curve.mag_limit), np.nan)
-        brightest = -2.5 * np.log10(flux_ref + limit)
-        faintest = np.where(flux_ref > limit, -2.5 * np.log10(np.abs(flux_ref - limit)), np.nan)
+    error = np.hypot(flux_ref * reference.mag_err, size * curve.mag_err) / MAG_PER_LN
+    mag, mag_err = to_mag(np.where(total > 0, total, np.nan), error)
+    limit = np.where(np.isnan(curve.mag), flux_of_mag(curve.mag_limit), np.nan)
+    brightest, _ = to_mag(flux_ref + limit, error)
+    faintest, _ = to_mag(np.where(flux_ref > limit, flux_ref - limit, np.nan), error)
     return ApparentMagnitudes(mag, mag_err, brightest, faintest)
 
 

@@ -52,6 +52,7 @@ def score(
 
     Example: tapetum alerts score night.tar.gz --model realbogus -o scores.parquet
     """
+    from tapetum.alerts.packets import STDIN
     from tapetum.alerts.schema import load_schema_file
     from tapetum.pipelines.outputs import check_output, fingerprint, finished_run, own_files, record_settings
     from tapetum.pipelines.score import SCORE_UNITS, score_alerts
@@ -63,7 +64,8 @@ def score(
     models = list(dict.fromkeys(model or [settings.alerts.model]))
     bare = load_schema_file(schema) if schema else None
     options = {"models": _identities(models), "schema": bare.fingerprint if bare else None}
-    made_from = fingerprint(paths, options, own_files(out))
+    # nobody knows what stdin will bring, so a run that reads it is never a finished one
+    made_from = "" if STDIN in paths else fingerprint(paths, options, own_files(out))
     if not overwrite and (before := finished_run(out, made_from)) is not None:
         say(f"{out}: finished already; --overwrite makes it again")
         report_rejections(before.complaints, before.n_rejected, before.n_done)

@@ -31,11 +31,18 @@ def to_utc(time: NDArray[np.float64], fields: TimeFields) -> NDArray[np.float64]
     return utc
 
 
+def flux_of_mag(mag: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Flux [nJy] of an AB magnitude; NaN for what is no magnitude, as the placeholder -999 of some surveys."""
+    with np.errstate(over="ignore"):
+        flux = 10 ** (-0.4 * (mag - AB_ZERO_POINT_NJY))
+    return np.where(np.isfinite(flux), flux, np.nan)
+
+
 def to_flux(
     mag: NDArray[np.float64], mag_err: NDArray[np.float64], sign: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """AB magnitude and error as signed flux and error [nJy] (Pogson)."""
-    size = 10 ** (-0.4 * (mag - AB_ZERO_POINT_NJY))
+    size = flux_of_mag(mag)
     return sign * size, size * mag_err / MAG_PER_LN
 
 
