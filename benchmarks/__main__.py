@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import alerts, ingest, kill
+from benchmarks import alerts, detection, ingest, kill, remap, simulation, slurm, subtraction
 from benchmarks.common import machine
 
 
@@ -15,6 +15,11 @@ def main() -> None:
     alerts.run()
     ingest.run()
     kill.run()
+    remap.run()
+    subtraction.run()
+    detection.run()
+    simulation.run()
+    slurm.run()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tapetum.alerts.rows import Rows
 from tapetum.alerts.schema import _Compiler, load_schema
 from tapetum.core.errors import FormatError, LimitError
 from tapetum.core.limits import Limits
-from tapetum.surveys.profile import SurveyProfile
+from tapetum.surveys.profile import AlertProfile
 
 PRIMITIVES = {
     "boolean": st.booleans(),
@@ -81,9 +81,9 @@ def values_of(kind):
     return PRIMITIVES[kind]
 
 
-def survey(candidate: str = "c") -> SurveyProfile:
+def survey(candidate: str = "c") -> AlertProfile:
     """A profile that wants every scalar of the record `candidate`."""
-    return SurveyProfile.model_validate(
+    return AlertProfile.model_validate(
         {
             "name": "test",
             "title": "test",

@@ -1,4 +1,7 @@
-"""`tapetum demo` and `tapetum samples`, through the command, without any network."""
+"""The alerts of `tapetum demo`, and `tapetum samples`, through the command, without any network.
+
+The images of the demo are in test_pipelines_demo_images.py; here they are made once, and stand for all.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from tapetum.alerts.batch import Rejection
 from tapetum.cli import demo
 from tapetum.cli.app import app
 from tapetum.core import samples
+from tapetum.core.progress import no_progress
+from tapetum.core.settings import Settings
 from tapetum.pipelines.demo import (
     Exhibit,
     NightReport,
@@ -28,17 +33,32 @@ from tapetum.pipelines.demo import (
     summary,
     threshold_from,
 )
+from tapetum.pipelines.demo_images import scene_pair, search_pair
 from tapetum.report.page import render_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from tapetum.pipelines.demo_images_page import ImagesReport
+
 
 def call(*arguments: str, status: int = 0) -> Any:
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
     assert result.exit_code == status, (result.output, result.exception)
     return result
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImagesReport:
+    folder = tmp_path_factory.mktemp("images")
+    pair = scene_pair(256, folder / "epochs", Settings(), "for a test", kinds=("transient:20", "comet:1"))
+    return search_pair(pair, folder, Settings(), no_progress)
+
+
+@pytest.fixture(autouse=True)
+def _same_images(images: ImagesReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "images_part", lambda *_, **__: images)
 
 
 @pytest.fixture
@@ -114,7 +134,7 @@ def test_real_alerts_are_shown_as_real(
     monkeypatch.setattr(samples, "fetch_sample", lambda name, progress: packets)
     said = call("demo", "-o", str(tmp_path)).stdout
     html = (tmp_path / "report.html").read_text()
-    assert "simulated" not in html
+    assert "not observed" not in html
     n_rejected = int(re.search(r"(\d+) packets rejected", said)[1])  # type: ignore[index]
     assert n_rejected >= 5
     assert html.count("<td>packet</td>") == n_rejected
@@ -129,7 +149,14 @@ def test_the_page_has_all_that_was_promised(
     monkeypatch.setattr(samples, "fetch_sample", lambda name, progress: packets)
     call("demo", "-o", str(tmp_path))
     html = (tmp_path / "report.html").read_text()
-    for heading in ("Most likely real", "Ranking", "Score distribution", "Rejected, and why"):
+    for heading in (
+        "Part 1: alerts",
+        "Part 2: images",
+        "Most likely real",
+        "Ranking",
+        "Score distribution",
+        "Rejected, and why",
+    ):
         assert re.search(rf"<h2[^>]*>\s*{heading}", html), heading
     n_alerts = len(list((real_data / "alerts" / "pgir").glob("*.avro")))
     ranking = html[html.index("Ranking</h2>") :]

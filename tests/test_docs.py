@@ -69,6 +69,9 @@ def test_every_model_has_a_page():
     assert (shipped | set(template_names())) - named == set()
 
 
+OPTIONAL = {"training": "train", "_cluster.py": "cluster", "catalogue.py": "online"}  # a room or file, its extra
+
+
 def test_everything_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -79,7 +82,8 @@ def test_everything_imported_is_declared():
     always = names(project["dependencies"])
     of = packages_distributions()
     for path in (ROOT / "src").rglob("*.py"):
-        allowed = always | (names(extras["train"]) if "training" in path.parts else set())
+        optional = [extra for place, extra in OPTIONAL.items() if place in path.parts]
+        allowed = always.union(*(names(extras[extra]) for extra in optional))
         for module in modules_of(ast.parse(path.read_text())) - sys.stdlib_module_names - {"tapetum"}:
             known = {name.lower().replace("_", "-") for name in of.get(module, [module])}
             assert known & allowed, f"{path} imports {module}, which pyproject.toml does not declare"

@@ -449,6 +449,8 @@ def test_verify_without_golden_vectors_fails(network):
 
 
 def test_import_command(network):
+    from tapetum.cli.app import app as root
+
     run = CliRunner().invoke
     options = [
         "--name",
@@ -459,8 +461,9 @@ def test_import_command(network):
         "difference, science,template",
     ]
     result = run(
-        app,
+        root,
         [
+            "models",
             "import",
             str(network),
             *options,

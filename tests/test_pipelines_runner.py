@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tapetum.core.errors import FormatError, TapetumError
-from tapetum.pipelines.runner import ITEMS_PER_WORKER, run_over
+from tapetum.pipelines.runner import ITEMS_PER_WORKER, ONE_THREAD, run_over
 
 # workers import what they run by name, so these tests use functions of the standard library and of small
 # modules on the path
@@ -29,6 +29,8 @@ def double(x):
         raise FormatError("bad item")
     if x == "die":
         os._exit(7)
+    if x == "who":
+        return dict(os.environ)
     if x == "slow":
         time.sleep(60)
     return x * 2
@@ -80,6 +82,11 @@ def test_errors_come_back_as_they_are(helpers, jobs):
         list(run_over([1, "bad", 2], helpers.doubler, jobs))
     with pytest.raises(FormatError, match="no such model"):
         list(run_over(range(20), helpers.broken, jobs))
+
+
+def test_a_worker_computes_with_one_thread(helpers):
+    [(_, environment)] = run_over(["who"], helpers.doubler, apart=True)
+    assert environment.items() >= ONE_THREAD.items()
 
 
 def test_a_dying_worker_is_an_error_with_its_status(helpers):

@@ -1,6 +1,6 @@
 """Create ``.venv`` with the project in it; do nothing when it is already up to date.
 
-    python3 tools/make_venv.py [--extras dev,docs]
+    python3 tools/make_venv.py [--extras dev,docs,cluster,online]
 
 Needs python3 with ``venv`` only. uv does the work when it can be imported, else pip. The stamp is a hash of
 ``pyproject.toml`` and the extras, so a changed dependency rebuilds the environment and nothing else does.
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--extras", default="dev,docs")
+    parser.add_argument("--extras", default="dev,docs,cluster,online")
     extras = parser.parse_args().extras
     if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before anything checks the version
         raise SystemExit(f"Tapetum needs Python 3.11 or newer; this is {sys.version.split()[0]}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tapetum.alerts.packets import Packet
-    from tapetum.surveys.profile import SurveyProfile
+    from tapetum.surveys.profile import AlertProfile
 
 HISTORY_ROWS_AT_FIRST = 4096
 _TO_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False, allow_nan=False).encode
@@ -94,7 +94,7 @@ class _SurveyDecoder:
 
     def __init__(self, packets: Sequence[Packet], limits: Limits, *, history: bool) -> None:
         assert packets[0].schema.profile is not None
-        self.profile: SurveyProfile = packets[0].schema.profile
+        self.profile: AlertProfile = packets[0].schema.profile
         self.packets = packets
         self.bodies = [packet.body for packet in packets]
         self.limits = limits
@@ -347,7 +347,7 @@ class _SurveyDecoder:
 class _Features:
     """Numeric fields of the candidate record by name, looked up per schema."""
 
-    def __init__(self, rows: Rows, programs: list[Program], profile: SurveyProfile) -> None:
+    def __init__(self, rows: Rows, programs: list[Program], profile: AlertProfile) -> None:
         self.rows, self.programs, self.profile = rows, programs, profile
 
     def __call__(self, name: str) -> NDArray[np.float64]:

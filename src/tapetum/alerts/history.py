@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tapetum.alerts.rows import Rows
-    from tapetum.surveys.profile import SurveyProfile
+    from tapetum.surveys.profile import AlertProfile
 
 COLUMN = {name: number for number, name in enumerate(HISTORY_COLUMNS)}
 VALUES = ("mjd", "mag", "mag_err", "mag_limit", "flux", "flux_err", "ra", "dec")
@@ -46,7 +46,7 @@ class PastRows:
         raw: Rows,
         bodies: Sequence[bytes],
         bands: Sequence[str],
-        profile: SurveyProfile,
+        profile: AlertProfile,
         half_exposure: float,
     ) -> None:
         self.raw, self.bodies, self.profile = raw, bodies, profile

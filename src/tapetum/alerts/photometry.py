@@ -13,7 +13,7 @@ import numpy as np
 
 from tapetum.alerts.batch import AlertBatch, History, ReferencePhotometry
 from tapetum.surveys.conventions import MAG_PER_LN, flux_of_mag, to_mag
-from tapetum.surveys.profile import load_profile
+from tapetum.surveys.profile import load_alert_profile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,7 +108,7 @@ def are_stars(
     threshold
         Least star/galaxy score, 1 = star.
     """
-    reference = load_profile(batch.survey).alert.reference
+    reference = load_alert_profile(batch.survey).alert.reference
     if reference is None:
         return np.zeros(len(batch), bool)
     distance, score = batch.feature(reference.star_distance), batch.feature(reference.star_score)

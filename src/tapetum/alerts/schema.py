@@ -13,7 +13,7 @@ import numpy as np
 from tapetum.alerts import _kernels as k
 from tapetum.core.errors import FormatError, InputError, LimitError
 from tapetum.core.limits import DEFAULT_LIMITS, Limits
-from tapetum.surveys.profile import SurveyProfile, all_profiles
+from tapetum.surveys.profile import AlertProfile, alert_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -73,7 +73,7 @@ class AlertSchema:
     text: str
     fingerprint: str
     tree: Any = field(repr=False)
-    profile: SurveyProfile | None = field(repr=False)
+    profile: AlertProfile | None = field(repr=False)
     program: Program = field(repr=False)
     brief: Program = field(repr=False)
     skeleton: Program = field(repr=False)
@@ -173,7 +173,7 @@ def load_schema(raw: bytes, limits: Limits = DEFAULT_LIMITS) -> AlertSchema:
         raise FormatError("its Avro schema is not a record")
     skeleton = _Compiler(tree, None, limits).compile()
     paths = _paths(tree, limits)
-    matching = [profile for profile in all_profiles() if paths.issuperset(profile.alert.recognise)]
+    matching = [profile for profile in alert_profiles() if paths.issuperset(profile.alert.recognise)]
     profile = max(matching, key=lambda p: len(p.alert.recognise), default=None)
     program, brief = (
         _Compiler(tree, profile, limits, history=wanted).compile() if profile else skeleton
@@ -252,7 +252,7 @@ def _remember(names: dict[str, Any], node: Mapping[str, Any]) -> None:
             names[f"{node['namespace']}.{name}"] = node
 
 
-def wanted_paths(profile: SurveyProfile) -> list[str]:
+def wanted_paths(profile: AlertProfile) -> list[str]:
     """Every scalar path of the profile, each once."""
     alert, time, bright = profile.alert, profile.alert.time, profile.alert.brightness
     stamps, reference = profile.alert.stamps, profile.alert.reference
@@ -278,7 +278,7 @@ class _Compiler:
     def __init__(
         self,
         tree: Any,
-        profile: SurveyProfile | None,
+        profile: AlertProfile | None,
         limits: Limits = DEFAULT_LIMITS,
         *,
         history: bool = True,

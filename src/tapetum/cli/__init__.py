@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command; what goes wrong becomes one line on stderr and an exit status, never a traceback."""
+    # more processes, not threads that wait for each other; read when numpy is imported, so before anything else
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tapetum.cli.app import app
     from tapetum.core.errors import TapetumError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tapetum.cli import alerts, demo, doctor, models, samples, store
+from tapetum.cli import alerts, demo, doctor, images, models, samples, store
 
 app = typer.Typer(
     name="tapetum",
@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=True,
 )
 app.add_typer(alerts.app, name="alerts")
+app.add_typer(images.app, name="images")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
 app.add_typer(samples.app, name="samples")

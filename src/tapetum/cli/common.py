@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,8 +16,17 @@ if TYPE_CHECKING:
     from tapetum.alerts.batch import Rejection
     from tapetum.core.progress import Progress
     from tapetum.core.settings import Settings
+    from tapetum.surveys.profile import SurveyProfile
 
 JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Worker processes.")]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="local|tcp://HOST:PORT|slurm",
+        help="Where to work: processes of this machine, the workers of a Dask scheduler, or SLURM jobs.",
+    ),
+]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Store, for instance sqlite:///night.db.")]
 OutOption = Annotated[
     str, typer.Option("--out", "-o", help="Output file; its suffix decides the format; - is stdout.")
@@ -30,6 +39,33 @@ SchemaOption = Annotated[
     typer.Option("--schema", help="Avro schema of bare records (headerless or Confluent-framed)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images: .fits, .fits.fz, .fits.gz, file[ext], folders, .list files with one image per line."
+    ),
+]
+TelescopeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--telescope",
+        metavar="NAME|profile.toml",
+        help="Where the images come from; `tapetum images telescopes` lists the names. Default: what the header says.",
+    ),
+]
+MaskOption = Annotated[
+    Path | None,
+    typer.Option("--mask", help="Mask of the image, when it does not lie beside it under the usual name."),
+]
+SubtractionOption = Annotated[
+    Literal["kernel", "zogy"],
+    typer.Option(help="Fit a kernel that varies over the field, or proper image subtraction."),
+]
+ConvolveOption = Annotated[
+    Literal["auto", "reference", "science"], typer.Option(help="Which image the kernel blurs.")
+]
+NO_PACKETS = "no alert packets found; give files, folders, tar archives or Parquet files of packets"
+NO_IMAGES = "no images found; give FITS files, folders or .list files of images"
 
 
 def settings_of(context: typer.Context, **overrides: Any) -> Settings:
@@ -73,8 +109,42 @@ def complaint(rejection: Rejection) -> str:
     return f"rejected: {place}: {rejection.reason}"
 
 
-def report_rejections(complaints: Sequence[str], n_rejected: int, n_done: int) -> None:
+def telescope_of(name: str | None) -> SurveyProfile | None:
+    """The profile that ``--telescope`` names; None: each image says itself where it comes from.
+
+    Raises
+    ------
+    InputError
+        There is no such telescope.
+    """
+    from tapetum.surveys.telescopes import find_telescope
+
+    return None if name is None else find_telescope(name)
+
+
+def report_rejections(
+    complaints: Sequence[str],
+    n_rejected: int,
+    n_done: int,
+    *,
+    things: str = "packets",
+    nothing: str = NO_PACKETS,
+    done: str = "read",
+) -> None:
     """Name what was rejected on stderr, then end with the exit status for some or for all.
+
+    Parameters
+    ----------
+    complaints
+        One line for each that was rejected.
+    n_rejected, n_done
+        How many could not be used, and how many could.
+    things
+        What the inputs are called.
+    nothing
+        What is said when there was none.
+    done
+        What could not be done with any.
 
     Raises
     ------
@@ -91,10 +161,10 @@ def report_rejections(complaints: Sequence[str], n_rejected: int, n_done: int) -
     for text in complaints:
         logging.getLogger(TALK).error("%s", text)
     if n_rejected and n_done:
-        raise PartialFailureError(f"{n_rejected} of {n_rejected + n_done} packets rejected, the rest is done")
-    if n_rejected:
-        raise InputError(f"none of {n_rejected} packets could be read")
-    if not n_done:
-        raise InputError(
-            "no alert packets found; give files, folders, tar archives or Parquet files of packets"
+        raise PartialFailureError(
+            f"{n_rejected} of {n_rejected + n_done} {things} rejected, the rest is done"
         )
+    if n_rejected:
+        raise InputError(f"none of {n_rejected} {things} could be {done}")
+    if not n_done:
+        raise InputError(nothing)

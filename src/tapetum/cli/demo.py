@@ -9,23 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tapetum.cli.common import JobsOption, progress_bar, settings_of, warn
+from tapetum.cli.common import JobsOption, OverwriteOption, progress_bar, settings_of, warn
 
 if TYPE_CHECKING:
     from tapetum.alerts.batch import AlertKey, Rejection
     from tapetum.core.settings import Settings
     from tapetum.models.card import ModelCard
     from tapetum.pipelines.demo import Exhibit, NightReport, ReportAlert
+    from tapetum.pipelines.demo_images_page import ImagesReport
     from tapetum.store.store import RankedAlert, Store
 
-SAMPLE = "ztf-alerts"
+SAMPLE, QUADRANT = "ztf-alerts", "ztf-quadrant"
 N_SIMULATED = 400
+SCENE_SIDE = 1024  # of the simulated images that stand in for the real quadrant [pixel]
+REPORT, IMAGES_REPORT, SETTINGS = "report.html", "images.html", "settings.toml"
 REAL_SOURCE = (
     "Real alerts of the Zwicky Transient Facility, from the sample ztf-alerts. Part of them also trained the network: "
     "the page shows how it works, its model card says how well."
 )
 SIMULATED_SOURCE = "Alerts simulated on the spot."
 SIMULATED_NOTICE = "These alerts are simulated, not observed: {}"
+SIMULATED_IMAGES = "Both images of the second part are simulated, not observed: {}"
 
 
 @dataclass
@@ -48,19 +52,25 @@ class Night:
     seconds: float = 0.0
 
 
-def fetch_alerts(folder: Path, seed: int, *, offline: bool) -> tuple[list[Path], str]:
-    """Files of alerts, and the reason why they are simulated; empty when they are real."""
+def fetch(sample: str, what: str, *, offline: bool) -> tuple[list[Path], str]:
+    """Files of a sample, and the reason why there are none; empty when there are."""
     from tapetum.core.errors import NetworkError
     from tapetum.core.samples import fetch_sample
 
-    if not offline:
-        try:
-            with progress_bar(f"fetching {SAMPLE}") as progress:
-                return fetch_sample(SAMPLE, progress), ""
-        except NetworkError as problem:
-            reason = f"real sample alerts could not be fetched: {problem}"
-    else:
-        reason = "--offline was given"
+    if offline:
+        return [], "--offline was given"
+    try:
+        with progress_bar(f"fetching {sample}") as progress:
+            return fetch_sample(sample, progress), ""
+    except NetworkError as problem:
+        return [], f"real sample {what} could not be fetched: {problem}"
+
+
+def fetch_alerts(folder: Path, seed: int, *, offline: bool) -> tuple[list[Path], str]:
+    """Files of alerts, and the reason why they are simulated; empty when they are real."""
+    paths, reason = fetch(SAMPLE, "alerts", offline=offline)
+    if not reason:
+        return paths, ""
     import numpy as np
 
     from tapetum.simulate.alerts import simulate_alerts, write_alerts
@@ -75,12 +85,12 @@ def reliabilities(store: Store, ranked: Sequence[RankedAlert]) -> dict[AlertKey,
     import numpy as np
 
     from tapetum.alerts.decode import decode_packets
-    from tapetum.surveys.profile import load_profile
+    from tapetum.surveys.profile import load_alert_profile
 
     packets = store.packets([(alert.survey, alert.alert_id) for alert in ranked])
     found = {}
     for batch, _ in decode_packets(packets, stamps=False)[0]:
-        alert = load_profile(batch.survey).alert
+        alert = load_alert_profile(batch.survey).alert
         if alert.reliability is None:
             continue
         values = batch.feature(alert.reliability.removeprefix(f"{alert.candidate}."))
@@ -175,30 +185,20 @@ def describe_night(
     )
 
 
-def run_demo(settings: Settings, folder: Path, *, offline: bool) -> tuple[Path, str]:
-    """Fetch, ingest, score, report.
-
-    Returns
-    -------
-    (Path, str)
-        The report page, and what was found in one line.
+def alerts_part(settings: Settings, folder: Path, *, offline: bool) -> NightReport:
+    """Fetch, ingest and score alerts.
 
     Raises
     ------
     TapetumError
-        The model cannot be used, a sample is damaged, or the store or the folder cannot be written.
+        The model cannot be used, a sample is damaged, or the store cannot be written.
     """
     from tapetum import __version__
-    from tapetum.core.settings import write_settings
     from tapetum.models.card import load_card
     from tapetum.models.registry import find_model
-    from tapetum.pipelines.demo import build_page, summary
-    from tapetum.report.page import write_page
     from tapetum.store.store import open_store
 
     card = load_card(find_model(settings.alerts.model).card)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_settings(folder / "settings.toml", settings, {"verb": "demo", "offline": offline})
     paths, why_simulated = fetch_alerts(folder, settings.seed, offline=offline)
     if why_simulated:
         warn(SIMULATED_NOTICE.format(why_simulated))
@@ -211,28 +211,87 @@ def run_demo(settings: Settings, folder: Path, *, offline: bool) -> tuple[Path, 
             ("model", f"{card.name} {card.version}, network sha256 {card.onnx_sha256}"),
             ("store", store.name),
         ]
-        toml = (folder / "settings.toml").read_text()
+        toml = (folder / SETTINGS).read_text()
         made = {"provenance": provenance, "settings_toml": toml}
-        report = describe_night(store, card, night, why_simulated, **made)
-    page = folder / "report.html"
-    write_page(page, build_page(report))
-    return page, summary(report)
+        return describe_night(store, card, night, why_simulated, **made)
+
+
+def images_part(settings: Settings, folder: Path, *, offline: bool, overwrite: bool) -> ImagesReport:
+    """Fetch a quadrant of sky, simulate a second epoch of it, search it, and compare with what was put in.
+
+    Raises
+    ------
+    TapetumError
+        A sample is damaged, the search failed, or the folder cannot be written.
+    """
+    from tapetum.pipelines.demo_images import quadrant_pair, scene_pair, search_pair
+
+    paths, why_simulated = fetch(QUADRANT, "image", offline=offline)
+    place = folder / "images" / (f"simulated-{settings.seed}" if why_simulated else "quadrant")
+    with progress_bar("simulating a second epoch"):
+        if why_simulated:
+            warn(SIMULATED_IMAGES.format(why_simulated))
+            pair = scene_pair(SCENE_SIDE, place / "epochs", settings, why_simulated, overwrite=overwrite)
+        else:
+            pair = quadrant_pair(paths[0], place / "epochs", settings, overwrite=overwrite)
+    with progress_bar("searching it") as progress:
+        return search_pair(pair, place, settings, progress, overwrite=overwrite)
+
+
+def run_demo(settings: Settings, folder: Path, *, offline: bool, overwrite: bool = False) -> list[str]:
+    """Fetch, ingest, score, search, report.
+
+    Returns
+    -------
+    list of str
+        What was found and where the pages are, line by line.
+
+    Raises
+    ------
+    TapetumError
+        As `alerts_part` and `images_part`; what is finished by then has its page.
+    """
+    from tapetum.core.settings import write_settings
+    from tapetum.pipelines.demo import build_page, summary
+    from tapetum.report.page import write_page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder / SETTINGS, settings, {"verb": "demo", "offline": offline})
+    night = alerts_part(settings, folder, offline=offline)
+    page, images_page = folder / REPORT, folder / IMAGES_REPORT
+    write_page(page, build_page(night))  # whatever becomes of the images
+    from tapetum.pipelines import demo_images_page
+
+    images = images_part(settings, folder, offline=offline, overwrite=overwrite)
+    write_page(images_page, demo_images_page.build_images_page(images, folder, REPORT))
+    write_page(page, build_page(night, demo_images_page.headline(images, IMAGES_REPORT)))
+    return [
+        summary(night),
+        demo_images_page.summary(images),
+        f"images: {images_page.absolute()}",
+        f"report: {page.absolute()}",
+    ]
 
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for store and report.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path(
         "tapetum-demo"
     ),
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network: simulate the alerts.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use no network: simulate alerts and images.")
+    ] = False,
     jobs: JobsOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
-    """Take real survey alerts all the way: fetch, read, score, store, and write a report page.
+    """Take real survey data all the way, in two parts, each with a report page; the first leads to the second.
 
-    Without a network the alerts are simulated on the spot, and both the command and the page say so.
+    Alerts: fetch, read, score, store. Images: simulate a second epoch of a real ZTF quadrant with new sources in it,
+    align, subtract, search it, and tell which of them were found. What is finished is not made again.
+
+    Without a network alerts and images are simulated on the spot, and both the command and the pages say so.
 
     Example: tapetum demo -o tapetum-demo
     """
-    page, found = run_demo(settings_of(context, jobs=jobs), out, offline=offline)
-    typer.echo(found)
-    typer.echo(f"report: {page.absolute()}")
+    for line in run_demo(settings_of(context, jobs=jobs), out, offline=offline, overwrite=overwrite):
+        typer.echo(line)

@@ -25,7 +25,7 @@ AS_IT_IS = {"Accept-Encoding": "identity"}  # some servers call a .gz file an en
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -102,26 +102,45 @@ class HttpClient:
         """Give the connections back."""
         self._client.close()
 
-    def request(self, method: str, url: str, **options: Any) -> httpx.Response:
-        """Send one request and read the whole answer.
+    def request(self, method: str, url: str, *, harmless: bool = False, **options: Any) -> httpx.Response:
+        """Send one request and read the whole answer; `harmless` says that even a POST may be sent again.
 
         Raises
         ------
         NetworkError
             No connection, or an answer of 400 and above after the retries that the method allows.
         """
-        return self._persist(method, url, lambda: self._answer(method, url, options))
+        return self._persist(method, url, lambda: self._answer(method, url, options), harmless=harmless)
 
     def download(
         self,
         url: str,
         path: Path,
         *,
-        sha256: str,
         max_bytes: int,
+        sha256: str | None = None,
+        check: Callable[[Path], None] | None = None,
+        params: Mapping[str, str] | None = None,
         progress: Progress = no_progress,
     ) -> None:
         """Download into `path`, which appears whole and only with the right content.
+
+        Parameters
+        ----------
+        url
+            What to fetch.
+        path
+            Where it is kept.
+        max_bytes
+            Nothing larger is taken.
+        sha256
+            What the content must hash to; None where nobody pinned it.
+        check
+            Called with the finished file before it gets its name; what it raises keeps the file from appearing.
+        params
+            Query of the URL; the messages do without it.
+        progress
+            Told of every piece.
 
         Raises
         ------
@@ -130,17 +149,22 @@ class HttpClient:
         LimitError
             More than `max_bytes`.
         FormatError
-            The content's SHA-256 is not `sha256`.
+            The content's SHA-256 is not `sha256`, or what `check` raised.
         """
 
         def fetch() -> None:
-            with whole_file(path) as part, self._client.stream("GET", url, headers=AS_IT_IS) as answer:
+            with (
+                whole_file(path) as part,
+                self._client.stream("GET", url, headers=AS_IT_IS, params=params) as answer,
+            ):
                 answer.raise_for_status()
                 found = _store(answer, part, max_bytes, progress)
-                if found != sha256:
+                if sha256 is not None and found != sha256:
                     raise FormatError(
                         f"{url}: SHA-256 is {found}, not the pinned {sha256}; the file was not kept"
                     )
+                if check is not None:
+                    check(part)
 
         self._persist("GET", url, fetch)
 
@@ -149,8 +173,8 @@ class HttpClient:
         answer.raise_for_status()
         return answer
 
-    def _persist(self, method: str, url: str, act: Callable[[], T]) -> T:
-        attempts = self.patience.attempts if method.upper() in IDEMPOTENT else 1
+    def _persist(self, method: str, url: str, act: Callable[[], T], *, harmless: bool = False) -> T:
+        attempts = self.patience.attempts if harmless or method.upper() in IDEMPOTENT else 1
         for attempt in range(1, attempts + 1):
             try:
                 return act()

@@ -31,6 +31,18 @@ class Limits:
         Members of one tar archive.
     archive_bytes
         Sum of the members of one archive after decompression [bytes]; they are never held together.
+    image_pixels
+        Pixels of one image or of one plane of a cube; 2**28 are 1 GiB in memory.
+    image_side
+        Longest side of an image [pixel].
+    image_file_bytes
+        A gzipped FITS file after decompression [bytes].
+    header_bytes
+        The header of one part of a FITS file [bytes].
+    fits_parts
+        Header-and-data units of one FITS file.
+    list_entries
+        Lines of one ``.list`` file of images.
     """
 
     packet_bytes: int = 16 * 2**20
@@ -43,6 +55,12 @@ class Limits:
     schema_fields: int = 20_000
     archive_members: int = 5_000_000
     archive_bytes: int = 2**40
+    image_pixels: int = 2**28
+    image_side: int = 2**17
+    image_file_bytes: int = 4 * 2**30
+    header_bytes: int = 16 * 2**20
+    fits_parts: int = 4096
+    list_entries: int = 1_000_000
 
 
 DEFAULT_LIMITS = Limits()

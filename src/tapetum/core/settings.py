@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -56,14 +56,57 @@ class StoreSettings(_Section):
     commit_alerts: int = Field(512, ge=1, le=100_000, description="Alerts per transaction.")
 
 
+class ClusterSettings(_Section):
+    """Workers of `--scheduler slurm`, and how long any cluster is waited for."""
+
+    queue: str | None = Field(None, description="SLURM partition; default: the site's.")
+    account: str | None = Field(None, description="Account that pays for the jobs.")
+    walltime: str = Field("01:00:00", description="Longest life of a job; a job that ends is replaced.")
+    memory: str = Field("4GiB", description="Memory of one job.")
+    workers_per_job: int = Field(
+        1, ge=1, le=256, description="Worker processes, of one core each, in one job."
+    )
+    interface: str | None = Field(
+        None, description="Network interface that workers can reach, for instance ib0."
+    )
+    directives: list[str] = Field([], description="More lines of the job script after #SBATCH.")
+    prologue: list[str] = Field(
+        [], description="Shell commands before a worker starts, for instance module load."
+    )
+    scratch: str | None = Field(
+        None, description="Folder of a worker on its node; default: the working folder."
+    )
+    logs: str | None = Field(None, description="Folder of the jobs' output; default: where SLURM puts it.")
+    wait_s: float = Field(300.0, gt=0, description="Longest wait while no worker is there [s].")
+
+
+class ArchiveSettings(_Section):
+    """Archives of images; an address that is not set is the archive's public one."""
+
+    ps1_url: str | None = Field(None, description="Pan-STARRS image server, or a mirror of it.")
+    hips_url: str | None = Field(None, description="Service that cuts images out of HiPS maps (hips2fits).")
+    ztf_url: str | None = Field(None, description="Root of the ZTF products.")
+    ztf_login_url: str | None = Field(None, description="Where a session for private ZTF data begins.")
+    ztf_user: str | None = Field(None, description="User of private ZTF data; default: public data only.")
+    ztf_password: SecretStr | None = Field(
+        None, description="Password of that user; better in the environment."
+    )
+    downloads: int = Field(4, ge=1, le=32, description="Files fetched at the same time.")
+
+
 class Settings(BaseSettings):
     """Every knob, typed."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid")
 
     jobs: int = Field(1, ge=1, le=1024, description="Worker processes.")
+    scheduler: str = Field(
+        "local", description="Where many inputs are worked on: local, tcp://host:port, slurm."
+    )
     seed: int = Field(20260, ge=0, description="Seed of every random number generator.")
     alerts: AlertSettings = AlertSettings()
+    archives: ArchiveSettings = ArchiveSettings()
+    cluster: ClusterSettings = ClusterSettings()
     store: StoreSettings = StoreSettings()
 
 
@@ -153,7 +196,9 @@ def write_settings(path: Path, settings: Settings, command: Mapping[str, Any]) -
 
 
 def without_password(value: Any) -> Any:
-    """A value as it may be shown or written: a URL loses its password."""
+    """A value as it may be shown or written: a URL loses its password, a secret is not shown at all."""
+    if isinstance(value, SecretStr):
+        return "***"
     if not isinstance(value, str):
         return value
     value = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", value)

@@ -13,7 +13,7 @@ from tapetum.core.errors import InputError
 from tapetum.models.flags import UNSCORED, InputFlag
 from tapetum.models.inputs import inspect_images, prepare_images
 from tapetum.models.runtime import Model
-from tapetum.surveys.profile import load_profile
+from tapetum.surveys.profile import load_alert_profile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -234,6 +234,6 @@ def to_arrow(batch: AlertBatch, scores: Scores) -> pa.Table:
 def _full_size(batch: AlertBatch) -> int:
     """Side of the survey's full stamp; what the batch shows where its profile came from elsewhere."""
     try:
-        return load_profile(batch.survey).alert.stamps.size
+        return load_alert_profile(batch.survey).alert.stamps.size
     except InputError:
         return int(batch.shapes.max(initial=0))

@@ -222,8 +222,14 @@ def choose(alerts: Sequence[ReportAlert], threshold: float) -> Choice:
     return Choice(best, _one_per_object(doubtful)[:DOUBTFUL], worst)
 
 
-def build_page(report: NightReport) -> Page:
-    """The report as a page."""
+def build_page(report: NightReport, second_part: Facts | None = None) -> Page:
+    """The report as a page.
+
+    Parameters
+    ----------
+    second_part
+        The result of the demo's other part, and the way to its page; None where there is none.
+    """
     choice = choose(report.alerts, report.threshold.level)
     galleries = (
         ("Most likely real", choice.best, f"The best alert of each object, the most certain first. {LEGEND}"),
@@ -235,7 +241,8 @@ def build_page(report: NightReport) -> Page:
         ("Most likely bogus", choice.worst, "The least likely to be real, the worst first."),
     )
     sections: list[Section] = [
-        Facts(_facts(report)),
+        Facts(_facts(report), "" if second_part is None else "Part 1: alerts"),
+        *([] if second_part is None else [second_part]),
         *(_gallery(report, title, alerts, text) for title, alerts, text in galleries),
         _ranking(report),
         _distribution(report),

@@ -54,11 +54,13 @@ def check_output(output: str) -> None:
 
 
 def fingerprint(inputs: Iterable[str | Path], options: Mapping[str, Any], skip: Iterable[Path] = ()) -> str:
-    """Hash of what decides an output: the inputs' names, sizes and times, the options, and our version."""
+    """Hash of what decides an output: the inputs' names, sizes and times, the options, and our version.
+
+    Folders stand for all files in them; those of `skip`, and what lies in folders of it, do not count.
+    """
     unwanted = {path.absolute() for path in skip}
-    seen = [
-        _state(file) for path in map(Path, inputs) for file in _files(path) if file.absolute() not in unwanted
-    ]
+    files = (file.absolute() for path in map(Path, inputs) for file in _files(path))
+    seen = [_state(file) for file in files if unwanted.isdisjoint((file, *file.parents))]
     content = [seen, dict(options), __version__]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""THE runner: one function over many inputs, in this process or in workers.
+"""THE runner: one function over many inputs, in this process, in workers, or on a cluster.
 
 A worker is a fresh Python that sets itself up once and then takes one item at a time; it holds one thread of
 compute, more cores are used by more workers. Each end of a worker's pipe is always being read, so that nobody
@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tapetum.core.errors import TapetumError
+from tapetum import __version__
+from tapetum.core.errors import MissingExtraError, TapetumError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from tapetum.core.settings import ClusterSettings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,6 +35,11 @@ ITEMS_PER_WORKER = (
 )
 END_SECONDS = 10.0
 START = "import sys; from tapetum.pipelines.runner import serve; serve(int(sys.argv[1]))"
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+"""Environment of a worker: libraries that would otherwise each start a thread per core."""
+_one_at_a_time = threading.Lock()  # for workers of a cluster that somebody started with several threads
 
 
 def run_over(
@@ -37,6 +48,8 @@ def run_over(
     jobs: int = 1,
     *,
     apart: bool = False,
+    scheduler: str = "local",
+    cluster: ClusterSettings | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Apply a function to items, in order, holding only a few at a time.
 
@@ -48,9 +61,16 @@ def run_over(
         Called once per worker (with `jobs` 1: once, here); returns the function. For workers it must be picklable: a
         function of a module, or a partial of one. Items and results travel through pipes.
     jobs
-        Number of worker processes; 1 works in this process.
+        Number of worker processes; 1 works in this process. With ``slurm`` it is the number of workers asked for; a
+        scheduler at ``tcp://`` has as many as it has.
     apart
         Use a worker even for one job: for libraries that a hostile input can crash.
+    scheduler
+        ``local``; ``tcp://host:port`` of a running Dask scheduler, whose workers have the same Tapetum installed; or
+        ``slurm``, which submits jobs from here and ends them afterwards. Away from ``local`` an item whose worker was
+        lost is worked on again elsewhere, so the function must be one that may run twice.
+    cluster
+        Settings of ``slurm``, and how long workers are waited for; None is the default of each.
 
     Yields
     ------
@@ -61,7 +81,20 @@ def run_over(
     ------
     TapetumError
         What `setup` or the function raised, or that a worker died.
+    UsageError
+        `scheduler` is none of the three.
+    MissingExtraError
+        The extra `cluster` is not installed.
+    NetworkError
+        The scheduler cannot be reached, was lost, or has no workers.
     """
+    if scheduler != "local":
+        try:
+            from tapetum.pipelines._cluster import run_on_cluster
+        except ModuleNotFoundError as problem:
+            raise MissingExtraError("cluster", f"--scheduler {scheduler}") from problem
+        yield from run_on_cluster(items, setup, jobs, scheduler, cluster)
+        return
     if jobs == 1 and not apart:
         function = setup()
         for item in items:
@@ -98,7 +131,8 @@ class _Worker:
         with theirs:
             # not `multiprocessing.Process`: that would run the caller's script a second time
             command = [sys.executable, "-c", START, str(theirs.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            environment = {**os.environ, **ONE_THREAD}
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
         self.in_flight = 0
         self.pipe.send(setup)
 
@@ -159,7 +193,7 @@ class _Workers:
             except (EOFError, OSError):
                 raise worker.died() from None
             if problem is not None:
-                raise _remade(*problem)
+                raise remade(*problem)
             worker.in_flight -= 1
             done[number] = result
 
@@ -169,13 +203,14 @@ class _Workers:
             while worker.pipe.poll():
                 _, _, problem = worker.pipe.recv()
                 if problem is not None:
-                    return _remade(*problem)
+                    return remade(*problem)
         except (EOFError, OSError):
             pass
         return worker.died()
 
 
-def _remade(kind: type[TapetumError], message: str) -> TapetumError:
+def remade(kind: type[TapetumError], message: str) -> TapetumError:
+    """The error of a worker, here."""
     # not through its __init__, which may want other arguments than the finished message
     return kind.__new__(kind, message)
 
@@ -217,3 +252,38 @@ def _send(pipe: Connection, outbox: queue.SimpleQueue[Any]) -> None:
             pipe.send(outbox.get())
     except OSError:
         os._exit(0)
+
+
+def work(version: str, setup: bytes, item: Any) -> tuple[Any, tuple[type[TapetumError], str] | None]:
+    """Be a worker of a cluster for one item.
+
+    Parameters
+    ----------
+    version
+        Version of Tapetum whose run this is.
+    setup
+        As `run_over` takes it, pickled.
+    item
+        What to work on.
+
+    Returns
+    -------
+    (result, problem)
+        The result and None; or None and the error to raise where the run was started.
+    """
+    if version != __version__:
+        problem = f"{socket.gethostname()}: this worker has Tapetum {__version__}, the run is of {version}"
+        return None, (TapetumError, f"{problem}; install the same version there")
+    os.environ.update(ONE_THREAD)  # for what is not imported yet; Dask's nanny has done the same before
+    try:
+        with _one_at_a_time:
+            return _function(setup)(item), None
+    except TapetumError as caught:
+        return None, (type(caught), str(caught))
+
+
+@lru_cache(maxsize=1)
+def _function(setup: bytes) -> Callable[[Any], Any]:
+    """What `setup` returns, made once in the life of a worker and forgotten when another run comes."""
+    function: Callable[[Any], Any] = pickle.loads(setup)()
+    return function

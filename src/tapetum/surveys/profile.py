@@ -1,14 +1,15 @@
-"""The profile of a survey: where its packets keep what, and by which conventions."""
+"""The profile of a survey: where its packets and images keep what, and by which conventions."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tapetum.core.errors import InputError
 from tapetum.core.places import config_dir
@@ -141,14 +142,165 @@ class AlertFields(_Part):
     )
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as problem:
+        raise ValueError(f"{pattern!r} is not a regular expression: {problem}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+Reason = Literal["no_data", "defect", "saturated", "cosmic", "artefact"]
+
+
+class SeeingKey(_Part):
+    """A header key that tells the seeing."""
+
+    key: str
+    unit: Literal["pixel", "arcsec", "comment", "comment_or_pixel", "comment_or_arcsec"] = Field(
+        description="comment: as the card's comment says; comment_or_...: else this, and said to be guessed"
+    )
+
+
+class ImageTimeKey(_Part):
+    """A header key that tells the time of the exposure."""
+
+    key: str
+    format: Literal["jd", "mjd", "iso"] = Field(
+        description="iso: a date, with the time of day in it or beside it"
+    )
+    reference: Literal["start", "mid", "end", "comment"] = Field(
+        description="which moment of the exposure; comment: as the card's comment says, else its start"
+    )
+
+
+class ImageKeys(_Part):
+    """Header keys by what they tell; the first that carries a usable value counts.
+
+    A list that is left out is the one of the profile ``generic``; an empty list means that no key tells it.
+    """
+
+    gain: list[str] | None = Field(None, description="electrons per DN")
+    read_noise: list[str] | None = Field(None, description="[electron]")
+    saturation: list[str] | None = Field(None, description="[DN]")
+    zero_point: list[str] | None = Field(None, description="magnitude of a source of 1 DN in this image")
+    zero_point_per_second: list[str] | None = Field(
+        None, description="magnitude of a source of 1 DN per second"
+    )
+    mag_limit: list[str] | None = Field(None, description="5 sigma [mag]")
+    exposure: list[str] | None = Field(None, description="[s]")
+    band: list[str] | None = Field(None, description="name of the filter")
+    pixel_scale_arcsec: list[str] | None = Field(None, description="used where there is no WCS")
+    unit: list[str] | None = Field(None, description="unit of the pixel values")
+    time_scale: list[str] | None = Field(None, description="UTC, TAI, TT or TDB")
+    time_of_day: list[str] | None = Field(None, description="hh:mm:ss, for dates without time")
+    seeing: list[SeeingKey] | None = None
+    time: list[ImageTimeKey] | None = None
+
+
+class ImageDefaults(_Part):
+    """Values of the camera that hold where the header says nothing; only what a source gives."""
+
+    gain: float | None = Field(None, gt=0, description="electrons per DN")
+    read_noise: float | None = Field(None, ge=0, description="[electron]")
+    saturation: float | None = Field(None, gt=0, description="[DN]")
+    pixel_scale_arcsec: float | None = Field(None, gt=0)
+    exposure: float | None = Field(None, gt=0, description="[s]")
+    zero_point: float | None = None
+
+
+class MaskName(_Part):
+    """How the name of a mask image follows from that of its image: `find` replaced by `put`."""
+
+    find: Pattern
+    put: str
+
+
+class ImageMask(_Part):
+    """The mask image that lies beside an image, and what its values mean."""
+
+    files: list[MaskName] = Field(default_factory=list)
+    bits: dict[Reason, list[Annotated[int, Field(ge=0, le=62)]]] = Field(
+        default_factory=dict, description="bits that make a pixel bad; all others are harmless"
+    )
+    codes: dict[Reason, list[Annotated[int, Field(ge=1)]]] = Field(
+        default_factory=dict, description="for masks of whole numbers: values that make a pixel bad"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.bits and self.codes:
+            raise ValueError("a mask has either bits or codes")
+        return self
+
+
+class ImageQuality(_Part):
+    """A header key whose bits say what the survey's own pipeline thought of the image."""
+
+    key: str
+    bits: dict[int, str] = Field(description="bit -> its meaning")
+    warn: list[int] = Field(default_factory=list, description="bits that a user must know of")
+    status: str | None = Field(None, description="key that is 0 for an image not to be used")
+
+
+class ImageArchive(_Part):
+    """Where the survey's archive keeps its images: paths relative to a base address that the user supplies."""
+
+    base: str | None = Field(None, description="address of the archive; a user's profile may give it")
+    products: dict[str, str] = Field(
+        description="product -> path, with groups of `file_name` and `name` in braces"
+    )
+
+
+class ImageFields(_Part):
+    """How to understand the images of a telescope."""
+
+    recognise: list[dict[str, Pattern]] = Field(
+        default_factory=list,
+        description="header key -> expression that is found in its value; all of one group must be",
+    )
+    file_name: Pattern | None = Field(
+        None,
+        description="expression with named groups, as field, ccd, quadrant, date, filter; a name with _ in front is "
+        "for the archive's paths only",
+    )
+    identity: dict[str, str] = Field(
+        default_factory=dict, description="group of `file_name` -> header key that says the same"
+    )
+    keys: ImageKeys = ImageKeys()
+    defaults: ImageDefaults = ImageDefaults()
+    bands: dict[Pattern, str] = Field(
+        default_factory=dict,
+        description="expression for the whole name of the filter -> sncosmo band name, or clear",
+    )
+    mask: ImageMask | None = None
+    quality: ImageQuality | None = None
+    archive: ImageArchive | None = None
+
+
 class SurveyProfile(_Part):
-    """Everything Tapetum knows about a survey."""
+    """Everything Tapetum knows about a survey or telescope."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     title: str
+    aliases: list[str] = Field(default_factory=list, description="other spellings of the name")
     magnitude_system: Literal["AB", "Vega"] = Field(
         "AB", description="of the magnitudes; fluxes are always AB"
     )
+    alert: AlertFields | None = Field(None, description="absent: it sends no alerts that we read")
+    image: ImageFields | None = Field(None, description="absent: its images are not known")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.alert is None and self.image is None:
+            raise ValueError("a profile has a part [alert] or [image], or both")
+        return self
+
+
+class AlertProfile(SurveyProfile):
+    """The profile of a survey that sends alerts."""
+
     alert: AlertFields
 
 
@@ -180,11 +332,26 @@ def load_profile(name: str) -> SurveyProfile:
         if not name.endswith(".toml") and profile.name != name:
             raise InputError(f"{path}: its name is {profile.name!r}; a profile's file is called <name>.toml")
         return profile
-    if name not in profile_names():
+    shipped = files(__package__) / "profiles" / f"{name}.toml"
+    if not re.fullmatch(r"\w+", name) or not shipped.is_file():
         raise InputError(
             f"{name!r} is not a survey; known: {', '.join(profile_names())}, or the path of a profile.toml"
         )
-    return _parse(name, (files(__package__) / "profiles" / f"{name}.toml").read_text())
+    return _parse(name, shipped.read_text(encoding="utf-8"))
+
+
+def load_alert_profile(name: str) -> AlertProfile:
+    """Load the profile of a survey that sends alerts, as `load_profile` does.
+
+    Raises
+    ------
+    InputError
+        No such profile, not a valid one, or one without alerts.
+    """
+    profile = load_profile(name)
+    if not isinstance(profile, AlertProfile):
+        raise InputError(f"{name}: this profile has no part [alert], so its alerts cannot be read")
+    return profile
 
 
 def _text(path: Path) -> str:
@@ -197,14 +364,21 @@ def _text(path: Path) -> str:
 @cache
 def _parse(name: str, text: str) -> SurveyProfile:
     try:
-        return SurveyProfile.model_validate(tomllib.loads(text))
+        content = tomllib.loads(text)
+        return (AlertProfile if "alert" in content else SurveyProfile).model_validate(content)
     except tomllib.TOMLDecodeError as problem:
         raise InputError(f"{name}: not valid TOML: {problem}") from None
     except ValidationError as problem:
         first = problem.errors()[0]
-        raise InputError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{name}: {place + ': ' if place else ''}{first['msg']}") from None
 
 
 def all_profiles() -> list[SurveyProfile]:
     """Every known profile, in the order of `profile_names`."""
     return [load_profile(name) for name in profile_names()]
+
+
+def alert_profiles() -> list[AlertProfile]:
+    """Every known profile of a survey that sends alerts."""
+    return [profile for profile in all_profiles() if isinstance(profile, AlertProfile)]

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tapetum.core.robust import MAD_TO_SIGMA
-from tapetum.surveys.profile import load_profile
+from tapetum.surveys.profile import load_alert_profile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,7 +160,7 @@ def packet_truth(batch: AlertBatch, rules: TruthRules) -> NDArray[np.float32]:
 
 def truth_fields(survey: str) -> list[str]:
     """Names of the candidate's fields that the rule reads for a survey."""
-    alert = load_profile(survey).alert
+    alert = load_alert_profile(survey).alert
     asteroid = (alert.asteroid.distance, alert.asteroid.mag) if alert.asteroid else ()
     paths = (alert.reliability, alert.early_reliability, alert.brightness.mag, *asteroid)
     return [_leaf(path) for path in paths if path]
@@ -175,7 +175,7 @@ def _field(batch: AlertBatch, path: str | None) -> NDArray[np.float64]:
 
 
 def _scores(batch: AlertBatch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    alert = load_profile(batch.survey).alert
+    alert = load_alert_profile(batch.survey).alert
     return _field(batch, alert.reliability), _field(batch, alert.early_reliability)
 
 
@@ -194,7 +194,7 @@ def _undecided(batch: AlertBatch) -> NDArray[np.bool_]:
 
 
 def _asteroids(batch: AlertBatch, rules: TruthRules) -> NDArray[np.bool_]:
-    alert = load_profile(batch.survey).alert
+    alert = load_alert_profile(batch.survey).alert
     if alert.asteroid is None:
         return np.zeros(len(batch), bool)
     distance = _field(batch, alert.asteroid.distance)

@@ -1,0 +1,124 @@
+"""What the verbs share that make one output per image: which images, which are done, what is said, how it ends."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tapetum.cli.common import NO_IMAGES, progress_bar, report_rejections, say, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from tapetum.core.settings import Settings
+    from tapetum.pipelines.steps import Command, Done, Made, Step
+
+
+def is_image_file(out: Path) -> bool:
+    """Whether ``-o`` names the image to write, not a folder."""
+    return re.search(r"\.fits(\.fz|\.gz)?$", out.name, re.IGNORECASE) is not None and not out.is_dir()
+
+
+def planned(
+    images: Sequence[str], out: str | Path, suffix: str, *, single: bool
+) -> tuple[list[Step], list[str]]:
+    """What is to be made of the images that a verb was given, and what is wrong with some of them."""
+    from tapetum.images.fits import expand_sources
+    from tapetum.pipelines.steps import plan_outputs
+
+    problems: list[str] = []
+    sources = expand_sources(images, rejected=problems.append)
+    return plan_outputs(sources, out, suffix, problems.append, single=single), problems
+
+
+def carry_out(
+    plan: tuple[list[Step], list[str]],
+    command: Command,
+    setup: Callable[[int], Callable[[Step], Made]],
+    settings: Settings,
+    *,
+    title: str,
+    done: str,
+    overwrite: bool,
+) -> None:
+    """Make what is not finished, say what became of each image, and end with the exit status for some or for all.
+
+    Parameters
+    ----------
+    plan
+        As `planned` gives it.
+    command
+        What decides the outputs beside the images.
+    setup
+        As `tapetum.pipelines.steps.run_step` takes it.
+    title
+        Of the progress bar.
+    done
+        What the verb does, for instance ``aligned``.
+
+    Raises
+    ------
+    PartialFailureError, InputError
+        Some images failed, or all.
+    UsageError
+        An output is an input.
+    """
+    from tapetum.pipelines.steps import run_step, spare_inputs
+
+    steps, problems = plan
+    spare_inputs(steps, [*command.images, *command.files])
+    made_from = {
+        step: command.made_from(step) for step in steps
+    }  # before the work: inputs may change meanwhile
+    todo = _unfinished(made_from, overwrite=overwrite)
+    n_done = len(steps) - len(todo)
+    with progress_bar(title) as progress:
+        results = run_step(
+            todo, setup, jobs=settings.jobs, scheduler=settings.scheduler, cluster=settings.cluster
+        )
+        for number, result in enumerate(results, 1):
+            progress(number, len(todo))
+            if result.problem is not None:
+                problems.append(result.problem)
+                continue
+            n_done += 1
+            command.record(result.step, settings, made_from[result.step])
+            _tell(result)
+    end(problems, n_done, done)
+
+
+def _unfinished(made_from: Mapping[Step, str], *, overwrite: bool) -> list[Step]:
+    """What is still to do."""
+    from tapetum.pipelines.outputs import finished_run
+
+    todo = []
+    for step, fingerprint in made_from.items():
+        if not overwrite and finished_run(step.output, fingerprint) is not None:
+            say(f"{step.output}: finished already; --overwrite makes it again")
+        else:
+            todo.append(step)
+    return todo
+
+
+def _tell(result: Done) -> None:
+    from tapetum.pipelines.steps import WARNING, told
+
+    step, made = result.step, result.made
+    for text in made.said:
+        speak = warn if text.startswith(WARNING) else say
+        speak(told(step.source, text.removeprefix(WARNING)))
+    say(f"{step.source}{f': {made.summary}' if made.summary else ''} -> {step.output}")
+
+
+def end(problems: Sequence[str], n_done: int, done: str) -> None:
+    """Name what failed, and end with the exit status for some or for all.
+
+    Raises
+    ------
+    PartialFailureError
+        Some images failed.
+    InputError
+        All images failed, or there was none.
+    """
+    report_rejections(problems, len(problems), n_done, things="images", nothing=NO_IMAGES, done=done)

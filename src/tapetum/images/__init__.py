@@ -1,0 +1,1 @@
+"""Images: FITS in and out, background, PSF, remapping, subtraction, detection, photometry, cutouts."""

@@ -1,0 +1,232 @@
+"""FITS images out: whole, compressed if wanted, with coordinates, checksums, history and provenance."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tapetum import __version__
+from tapetum.core.errors import UsageError
+from tapetum.core.files import whole_file
+from tapetum.core.limits import DEFAULT_LIMITS
+from tapetum.images._fits_parts import BLOCK, CARD, GZIP_MAGIC, Part, find_parts
+from tapetum.images._fits_pixels import listening
+from tapetum.images._masks import OWN_BITS, OWN_KEY
+from tapetum.images._sources import PRODUCT_KEY
+from tapetum.images._wcs import put_wcs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+GZIP_LEVEL = 6
+GZIP_START = GZIP_MAGIC + b"\x08\0"  # deflated, no name; then four bytes of time
+QUANTIZE_LEVEL = 16.0  # floats are stored in steps of noise / 16, which adds 0.02 % to the variance
+# what describes how another file was stored, not what it shows
+STORAGE_KEYS = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|INHERIT"
+    r"|EXTNAME|EXTVER|EXTLEVEL|NEXTEND|TFIELDS|THEAP|T(?:TYPE|FORM|UNIT|SCAL|ZERO|NULL|DISP|DIM)\d+"
+    r"|Z(?:IMAGE|BITPIX|NAXIS\d*|TILE\d+|CMPTYPE|NAME\d+|VAL\d+|QUANTIZ|DITHER0|SCALE|ZERO|BLANK|SIMPLE|EXTEND"
+    r"|TENSION|PCOUNT|GCOUNT|HECKSUM|DATASUM|MASKCMP)|FZ(?:QVALUE|QMETHD|ALGOR|TILE|DTHRSD|INT2F|CLOBR)|CREATOR|DATAMAX"
+    r"|DATAMIN|END"
+)
+
+
+def write_frame(
+    path: Path,
+    data: NDArray[Any],
+    *,
+    wcs: Any = None,
+    header: Any = None,
+    planes: Mapping[str, NDArray[Any]] = {},
+    plane_headers: Mapping[str, Any] = {},
+    history: Sequence[str] = (),
+    provenance: Mapping[str, str] = {},
+    product: str = "derived",
+) -> None:
+    """Write an image, with further planes as extensions; the same input gives the same bytes.
+
+    ``.fits.fz`` is RICE-compressed: integers without loss, floats in steps of 1/16 of their noise. ``.fits.gz`` is
+    gzipped. A plane ``MASK`` of uint8 carries the bits of `Bad`; it and a plane ``VARIANCE`` are read back as such.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.fits``, ``.fits.fz`` or ``.fits.gz``.
+    data : ndarray, shape (n_y, n_x)
+        Floats are stored as float32, integers as they are, bool as uint8.
+    wcs
+        `astropy.wcs.WCS`, in place of whatever `header` says of coordinates; None keeps that.
+    header
+        `astropy.io.fits.Header` to carry along, less what describes its old file.
+    planes
+        Extension name -> array. Of three axes, it is stored as it is, in a compressed file as well.
+    plane_headers
+        Extension name -> `astropy.io.fits.Header` of a plane that does not lie on the pixels of the image; the others
+        get its coordinates.
+    history
+        Lines for HISTORY.
+    provenance
+        Keyword -> what made the image, for instance ``MODEL`` -> ``transients 1.0.0``; also written as HISTORY when
+        the keyword is longer than eight characters.
+    product
+        What the image is. ``frame`` is an input again when found in a folder (simulated images), all else is not.
+
+    Raises
+    ------
+    UsageError
+        The suffix is none of the three.
+    OSError
+        The file cannot be written.
+    """
+    from astropy.io import fits
+
+    suffix = re.search(r"\.fits(\.fz|\.gz)?$", path.name, re.IGNORECASE)
+    if suffix is None:
+        raise UsageError(f"{path}: images are written as .fits, .fits.fz or .fits.gz")
+    squeezed = (suffix.group(1) or "").lower()
+    main = _main_header(header, wcs, history, provenance, product)
+    problems: list[str] = []
+    with listening(problems):
+        if squeezed == ".fz":
+            parts = fits.HDUList([fits.PrimaryHDU(), _part(data, main, "SCI", compressed=True)])
+        else:
+            parts = fits.HDUList([fits.PrimaryHDU(_storable(data), main)])
+        for name, plane in planes.items():
+            own = plane_headers[name] if name in plane_headers else _plane_header(main, name, plane)
+            parts.append(_part(plane, own, name.upper(), compressed=squeezed == ".fz" and plane.ndim == 2))
+        content = _serialised(parts)
+    with whole_file(path) as part:
+        part.write_bytes(gzip.compress(content, GZIP_LEVEL, mtime=0) if squeezed == ".gz" else content)
+
+
+def _serialised(parts: Any) -> bytearray:
+    """The bytes of a file, with checksums, and without a trace of when it was written."""
+    stream = io.BytesIO()
+    before = int(time.time())
+    parts.writeto(stream, checksum=True)
+    content = bytearray(stream.getbuffer())
+    for second in range(
+        before, int(time.time()) + 1
+    ):  # tiles that RICE cannot take are gzipped, with the time
+        stamped = GZIP_START + second.to_bytes(4, "little")
+        content = content.replace(stamped, GZIP_START + bytes(4))
+    for part in find_parts(stream, len(content), Path("new file"), DEFAULT_LIMITS):
+        _sum_up(content, part)
+    return content
+
+
+def _sum_up(content: bytearray, part: Part) -> None:
+    """Put the checksums of a part in place, with comments that do not tell the time."""
+    end = part.data_start + -(-(part.end - part.data_start) // BLOCK) * BLOCK
+    data_sum = _word_sum(memoryview(content)[part.data_start : end])
+    head = bytes(content[part.start : part.data_start])
+    for key, value, comment in (
+        ("DATASUM", str(data_sum), "of the data"),
+        ("CHECKSUM", "0" * 16, "of this part"),
+    ):
+        quoted = f"'{value:<8}'"
+        card = f"{key:<8}= {quoted:<20} / {comment}".ljust(CARD).encode()  # as astropy lays cards out
+        head = re.sub(rb"%-8s= .{70}" % key.encode(), card, head, count=1)
+    content[part.start : part.data_start] = head
+    place = part.start + head.index(b"CHECKSUM= '") + 11
+    content[place : place + 16] = encoded_checksum(_word_sum(memoryview(content)[part.start : end]))
+
+
+def _word_sum(content: memoryview | bytes) -> int:
+    """Sum of 32-bit words in ones' complement; the length is a multiple of 4."""
+    total = int(np.frombuffer(content, ">u4").sum(dtype=np.uint64))
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
+
+
+def encoded_checksum(total: int) -> bytes:
+    """The value of CHECKSUM that brings the sum of a part to all ones (FITS standard 4.0, appendix J).
+
+    Parameters
+    ----------
+    total
+        Sum of the part with sixteen zeros in place of the value.
+    """
+    text = bytearray(16)
+    for column, byte in enumerate((total ^ 0xFFFFFFFF).to_bytes(4, "big")):
+        quarter, rest = divmod(byte, 4)
+        letters = [48 + quarter + rest, 48 + quarter, 48 + quarter, 48 + quarter]
+        while any(0x3A <= letter <= 0x40 or 0x5B <= letter <= 0x60 for letter in letters):
+            for pair in (0, 2):  # only letters and digits; the sum of a pair stays
+                if any(
+                    0x3A <= letter <= 0x40 or 0x5B <= letter <= 0x60 for letter in letters[pair : pair + 2]
+                ):
+                    letters[pair] += 1
+                    letters[pair + 1] -= 1
+        text[column::4] = bytes(letters)
+    return bytes(text[-1:] + text[:-1])
+
+
+def _storable(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind == "f":
+        return np.ascontiguousarray(values, np.float32)
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8)
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+
+
+def _part(values: NDArray[Any], header: Any, name: str, *, compressed: bool) -> Any:
+    from astropy.io import fits
+
+    values = _storable(values)
+    if not compressed:
+        return fits.ImageHDU(values, header, name=name)
+    if values.dtype.kind != "f":
+        return fits.CompImageHDU(values, header, name=name, compression_type="RICE_1")
+    return fits.CompImageHDU(
+        values, header, name=name, compression_type="RICE_1", quantize_level=QUANTIZE_LEVEL,
+        quantize_method=2, dither_seed=1,  # dithered, zeros kept; the seed makes the bytes the same each time
+    )  # fmt: skip
+
+
+def _main_header(
+    header: Any, wcs: Any, history: Sequence[str], provenance: Mapping[str, str], product: str
+) -> Any:
+    from astropy.io import fits
+
+    main = fits.Header()
+    if header is not None:
+        main.extend((card for card in header.cards if not STORAGE_KEYS.fullmatch(card.keyword)), strip=False)
+    if wcs is not None:
+        put_wcs(main, wcs)
+    main["CREATOR"] = (f"tapetum {__version__}", "program that wrote this file")
+    main[PRODUCT_KEY] = (product, "what this is")
+    for key, value in provenance.items():
+        keyword = re.sub(r"[^A-Z0-9_-]", "_", key.upper())
+        if len(keyword) <= 8:
+            main[keyword] = _ascii(value)
+        else:
+            main.add_history(_ascii(f"{key}: {value}"))
+    for line in history:
+        main.add_history(_ascii(line))
+    return main
+
+
+def _plane_header(main: Any, name: str, values: NDArray[Any]) -> Any:
+    """A plane lies on the same pixels, so it has the coordinates of the image, and nothing else."""
+    from astropy.io import fits
+
+    from tapetum.images._wcs import WCS_KEYS
+
+    header = fits.Header([card for card in main.cards if WCS_KEYS.fullmatch(card.keyword)])
+    if name.upper() == "MASK" and values.dtype == np.uint8:
+        header[OWN_KEY] = (OWN_BITS, "bit 0, 1, ...")
+    return header
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode().replace("\n", " ")

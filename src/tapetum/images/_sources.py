@@ -1,0 +1,222 @@
+"""Which images are meant: files with extensions and planes, folders, lists."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tapetum.core.errors import FormatError, InputError, LimitError
+from tapetum.core.limits import DEFAULT_LIMITS, Limits
+from tapetum.images._fits_parts import GZIP_MAGIC
+from tapetum.surveys.telescopes import SUFFIX, masks_among
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+PRODUCT_KEY = "TAPPROD"  # written by us; only a product of this name is taken from a folder as input
+FRAME_PRODUCT = "frame"
+LIST_SUFFIX = ".list"
+HEAD_BYTES = 16 * 2880  # of a file, searched for PRODUCT_KEY
+BRACKET = re.compile(r"\[([^\[\]]+)\]$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file and what is meant of it.
+
+    Attributes
+    ----------
+    path
+        The file.
+    extension
+        Number or name, as given; None: the first image.
+    version
+        EXTVER that goes with a name.
+    plane
+        0-based plane of a cube.
+    """
+
+    path: Path
+    extension: int | str | None = None
+    version: int | None = None
+    plane: int | None = None
+
+    def __str__(self) -> str:
+        version = "" if self.version is None else f",{self.version}"
+        extension = "" if self.extension is None else f"[{self.extension}{version}]"
+        return f"{self.path}{extension}" + ("" if self.plane is None else f"[{self.plane}]")
+
+
+def parse_source(source: str | Path) -> Source:
+    """Take ``file``, ``file[2]``, ``file[SCI]``, ``file[SCI,2]`` apart; a second bracket is a plane of a cube.
+
+    Raises
+    ------
+    InputError
+        A bracket makes no sense.
+    """
+    path, found = _apart(source)
+    if not found:
+        return Source(path)
+    name, _, version = (part.strip() for part in found[0].partition(","))
+    try:
+        return Source(
+            path,
+            int(name) if name.isdecimal() else name,
+            int(version) if version else None,
+            int(found[1]) if len(found) == 2 else None,
+        )
+    except ValueError:
+        raise InputError(
+            f"{source}: what is in brackets is a number, a name, or name,version; a second bracket is a plane"
+        ) from None
+
+
+def _apart(source: str | Path) -> tuple[Path, list[str]]:
+    """The file, and what is in the brackets behind its name."""
+    text = os.fspath(source)
+    found: list[str] = []
+    while len(found) < 2 and (match := BRACKET.search(text)) and not Path(text).exists():
+        found.insert(0, match.group(1).strip())
+        text = text[: match.start()]
+    return Path(text), found
+
+
+def path_of(source: str | Path) -> Path:
+    """The file of an image that may be named with extension and plane, whether they make sense or not.
+
+    >>> path_of("night/a.fits[2][0]").name
+    'a.fits'
+    """
+    return _apart(source)[0]
+
+
+def image_name(source: str | Path) -> str:
+    """What the outputs of an image are called after: its file without folder and suffixes, extension, plane.
+
+    >>> image_name("night/a.fits.fz[SCI,2][0]")
+    'a_SCI_2_0'
+    """
+    path, places = _apart(source)
+    return "_".join([SUFFIX.sub("", path.name), *(re.sub(r"\W+", "_", place) for place in places)])
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts ``a2`` before ``a10``."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts)
+
+
+def expand_sources(
+    sources: Sequence[str | Path],
+    *,
+    rejected: Callable[[str], None] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[str]:
+    """Every image that is meant, each once, in the order given; within a folder in natural order.
+
+    Folders are searched with their subfolders for names that end in ``.fits``, ``.fit``, ``.fts``, also with
+    ``.fz`` or ``.gz``; hidden files, unfinished ones (``.part``), what Tapetum made itself except simulated
+    frames, and mask images that lie beside their image are left out. A ``.list`` file has one image per line; ``#``
+    begins a comment; relative names are looked for beside the list first, then where the program runs. Names need not
+    exist.
+
+    Parameters
+    ----------
+    sources
+        Files, ``file[ext]``, folders, lists.
+    rejected
+        Called with what is wrong with a list or folder, which is then passed over; None raises instead.
+
+    Raises
+    ------
+    InputError
+        A list cannot be read, or a folder holds no image; only where `rejected` is None.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        try:
+            for name in _expand(os.fspath(source), limits):
+                found[name] = None
+        except InputError as problem:
+            if rejected is None:
+                raise
+            rejected(str(problem))
+    return list(found)
+
+
+def _expand(source: str, limits: Limits) -> list[str]:
+    if source.lower().endswith(LIST_SUFFIX):
+        return _from_list(Path(source), limits)
+    return _from_folder(Path(source)) if os.path.isdir(source) else [source]  # noqa: PTH112
+
+
+def _from_list(path: Path, limits: Limits) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not a list: it is not text") from None
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read as a list of images: {problem.strerror}") from None
+    if len(lines) > limits.list_entries:
+        raise LimitError(f"{path}: {len(lines)} lines, more than {limits.list_entries}")
+    entries = [entry for line in lines if (entry := re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip())]
+    if not entries:
+        raise InputError(f"{path}: names no image; write one per line")
+    found: list[str] = []
+    for entry in entries:
+        if entry.lower().endswith(LIST_SUFFIX):
+            raise InputError(f"{path}: {entry}: a list within a list; name it on its own")
+        beside = path.parent / entry
+        name = os.fspath(beside if parse_source(beside).path.exists() else entry)
+        found += _from_folder(Path(name)) if os.path.isdir(name) else [name]  # noqa: PTH112
+    return found
+
+
+def _from_folder(folder: Path) -> list[str]:
+    by_folder: dict[Path, list[Path]] = {}
+    for path in _images_below(folder, set()):
+        by_folder.setdefault(path.parent, []).append(path)
+    kept = []
+    for paths in by_folder.values():
+        masks = masks_among([path.name for path in paths])
+        kept += [path for path in paths if path.name not in masks]
+    wanted = [path for path in kept if not _is_ours(path)]
+    if not wanted:
+        ours = f"; {len(kept)} that Tapetum made itself are only taken when named" if kept else ""
+        raise InputError(f"{folder}: no FITS image in this folder{ours}")
+    return [os.fspath(path) for path in wanted]
+
+
+def _images_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        status = folder.stat()
+        entries = sorted(
+            (e for e in folder.iterdir() if not e.name.startswith(".")), key=lambda e: natural_key(e.name)
+        )
+    except OSError as problem:
+        raise InputError(f"{folder}: cannot be read: {problem.strerror}") from None
+    if (status.st_dev, status.st_ino) in seen:
+        return  # a link back up
+    seen.add((status.st_dev, status.st_ino))
+    yield from (entry for entry in entries if SUFFIX.search(entry.name) and not entry.is_dir())
+    for entry in entries:
+        if entry.is_dir():
+            yield from _images_below(entry, seen)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether Tapetum made the file, as a product that is no input for the same work."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(HEAD_BYTES)
+        if head.startswith(GZIP_MAGIC):
+            head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
+    except (OSError, zlib.error):
+        return False  # reading it will say why
+    found = re.search(rb"%-8s= '([^']*)'" % PRODUCT_KEY.encode(), head)
+    return found is not None and found.group(1).strip().decode() != FRAME_PRODUCT

@@ -1,0 +1,157 @@
+"""Sky level and noise maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tapetum.core.errors import InputError
+from tapetum.core.robust import MAD_TO_SIGMA
+from tapetum.images._psf_kernels import box_statistics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tapetum.images.frame import Image, MaskPlane
+
+    Mesh = NDArray[np.float64]
+
+ENOUGH = 0.3  # part of a box that must be good pixels; other boxes take the level of their neighbours
+
+
+@dataclass(frozen=True)
+class Background:
+    """Sky of an image.
+
+    Attributes
+    ----------
+    level : ndarray of float32, shape (n_y, n_x)
+        Sky level [DN].
+    noise : ndarray of float32, shape (n_y, n_x)
+        Standard deviation of the sky [DN], without the photon noise of sources; > 0 everywhere.
+    """
+
+    level: Image
+    noise: Image
+
+    @property
+    def typical_noise(self) -> float:
+        """Median of the noise map [DN]."""
+        return float(np.median(self.noise[::8, ::8]))
+
+
+def estimate_background(
+    data: Image, mask: MaskPlane | None = None, *, box: int = 64, filter_size: int = 3
+) -> Background:
+    """Smooth maps of sky level and noise.
+
+    Each box gives the mode of its clipped histogram (2.5 median - 1.5 mean, or the median in crowded boxes: Da Costa
+    1992; Bertin & Arnouts 1996, section 4.1) and the clipped standard deviation. Boxes with too few good pixels, or
+    whose noise stands far above that of the frame because a galaxy fills them, take the values of their neighbours;
+    then a median filter, and a cubic spline through the centres of the boxes.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (n_y, n_x)
+        Image [DN]; pixels that are not finite are left out.
+    mask : ndarray of uint8, shape (n_y, n_x), optional
+        Nonzero = not to be used.
+    box
+        Side of a box [pixel]; several times the size of the largest object that is to survive.
+    filter_size
+        Side of the median filter [box], odd; 1 = none.
+
+    Returns
+    -------
+    Background
+
+    Raises
+    ------
+    InputError
+        No box has enough good pixels, all pixels have one value, or shapes or sizes are impossible.
+    """
+    if data.ndim != 2 or box < 4 or filter_size < 1 or filter_size % 2 == 0:
+        raise InputError(
+            f"background: need a 2-D image, box >= 4 and an odd filter, got {data.shape}, {box}, {filter_size}"
+        )
+    if mask is not None and mask.shape != data.shape:
+        raise InputError(f"background: image {data.shape} and mask {mask.shape} must have one shape")
+    edges_y, edges_x = _edges(data.shape[0], box), _edges(data.shape[1], box)
+    level = np.empty((len(edges_y) - 1, len(edges_x) - 1))
+    noise, part = np.empty_like(level), np.empty_like(level)
+    bad = np.zeros((1, 1), np.uint8) if mask is None else np.ascontiguousarray(mask, np.uint8)
+    box_statistics(np.ascontiguousarray(data, np.float32), bad, edges_y, edges_x, level, noise, part)
+    good = (part >= min(ENOUGH, 0.5 * float(part.max()))) & np.isfinite(level) & (noise > 0)
+    if not good.any():
+        raise InputError(
+            "background: no part of the image has enough good pixels that differ from each other"
+        )
+    good &= ~_filled(noise, good)
+    level, noise = _smooth(level, good, filter_size), _smooth(noise, good, filter_size)
+    return Background(
+        _spread(level, edges_y, edges_x),
+        np.maximum(_spread(noise, edges_y, edges_x), np.float32(noise.min() / 2)),
+    )
+
+
+def _edges(n: int, box: int) -> NDArray[np.int64]:
+    """First pixel of each box, and the end: boxes of nearly equal size, none of them a sliver."""
+    return np.linspace(0, n, max(1, round(n / box)) + 1).round().astype(np.int64)
+
+
+def _filled(noise: Mesh, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Boxes that an object fills: far noisier than the frame and than most of their surroundings."""
+    from scipy.ndimage import percentile_filter
+
+    value = np.where(good, noise, np.nan)
+    middle = np.nanmedian(value)
+    scatter = MAD_TO_SIGMA * np.nanmedian(np.abs(value - middle))
+    around = percentile_filter(np.where(good, noise, np.inf), 25, size=7, mode="nearest")
+    limit = np.maximum(middle + 5 * scatter, 1.5 * np.where(np.isfinite(around), around, middle))
+    filled: NDArray[np.bool_] = good & (noise > limit)
+    return filled if filled.sum() < good.sum() else np.zeros_like(filled)
+
+
+def _smooth(mesh: Mesh, good: NDArray[np.bool_], size: int) -> Mesh:
+    """Fill the boxes that are not good from their good neighbours, then filter by a median."""
+    from scipy.ndimage import distance_transform_edt, gaussian_filter, median_filter
+
+    if not good.all():
+        weight = gaussian_filter(good.astype(np.float64), 1.0, mode="constant", truncate=3)
+        sums = gaussian_filter(np.where(good, mesh, 0.0), 1.0, mode="constant", truncate=3)
+        nearest = distance_transform_edt(~good, return_distances=False, return_indices=True)
+        near = weight > 1e-3
+        filled = np.where(near, sums / np.where(near, weight, 1.0), mesh[tuple(nearest)])
+        mesh = np.where(good, mesh, filled)
+    if size == 1:
+        return mesh
+    # beyond the edge the mesh goes on as it came, so that the filter leaves a gradient alone there too
+    margins = [min(size // 2, n - 1) for n in mesh.shape]
+    padded = np.pad(mesh, [(margin, margin) for margin in margins], mode="reflect", reflect_type="odd")
+    inside = tuple(slice(margin, margin + n) for margin, n in zip(margins, mesh.shape, strict=True))
+    return np.asarray(median_filter(padded, size=size, mode="nearest")[inside])
+
+
+def _spread(mesh: Mesh, edges_y: NDArray[np.int64], edges_x: NDArray[np.int64]) -> Image:
+    """Mesh to pixels by a separable cubic spline through the centres of the boxes: two thin matrix products."""
+    rows, columns = _spline_matrix(edges_y), _spline_matrix(edges_x)
+    return np.asarray(rows @ mesh.astype(np.float32) @ columns.T, np.float32)
+
+
+def _spline_matrix(edges: NDArray[np.int64]) -> Image:
+    """Weight of every box for every pixel of an axis; a straight line beyond the outer centres."""
+    from scipy.interpolate import CubicSpline
+
+    centres = (edges[:-1] + edges[1:] - 1) / 2
+    n = len(centres)
+    if n == 1:
+        return np.ones((int(edges[-1]), 1), np.float32)
+    pixels = np.arange(edges[-1], dtype=np.float64)
+    boxes = np.eye(n)
+    weights = CubicSpline(centres, boxes, bc_type="not-a-knot" if n > 3 else "natural")(pixels)
+    for outer, inner, beyond in ((0, 1, pixels < centres[0]), (-1, -2, pixels > centres[-1])):
+        part = (pixels[beyond] - centres[outer]) / (centres[inner] - centres[outer])
+        weights[beyond] = boxes[outer] + part[:, None] * (boxes[inner] - boxes[outer])
+    return np.asarray(weights, np.float32)

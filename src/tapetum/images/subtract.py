@@ -1,0 +1,261 @@
+"""What changed between two images: the sharper one is blurred like the other, and taken away.
+
+`subtract` decides which of the two is convolved, fits the kernel (`tapetum.images.matching`) or asks
+`tapetum.images.zogy`, and lets nothing through that a look at the result would reject: every difference has been
+measured on its own stars, and on its own noise.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from tapetum.core.errors import InputError
+from tapetum.images._subtract_kernels import convolve_tiles, finish_difference, spread_mask
+from tapetum.images.background import estimate_background
+from tapetum.images.difference import (
+    Difference,
+    Method,
+    Plane,
+    SubtractionError,
+    SubtractionQuality,
+    checked,
+    filled,
+    flux_ratio,
+    judged,
+    stars_of_both,
+)
+from tapetum.images.frame import Bad
+from tapetum.images.matching import (
+    MOSTLY,
+    STAMP_FWHM,
+    Basis,
+    MatchingError,
+    MatchingKernel,
+    Stamps,
+    cut_stamps,
+    fit_kernel,
+    gaussian_basis,
+)
+from tapetum.images.psf import PsfModel
+from tapetum.images.zogy import proper_difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tapetum.images.frame import Image, MaskPlane
+
+__all__ = ["Difference", "Method", "Plane", "SubtractionError", "SubtractionQuality", "subtract"]
+
+Side = Literal["reference", "science"]
+
+TILE = 48  # side of the parts of the field in which the kernel is constant [pixel]
+SMALLEST_STAMP, LARGEST_STAMP = 7, 20  # half side [pixel]
+ENCLOSED = 0.9  # part of the kernel inside the radius by which bad pixels spread
+FIT_REACH = 0.5  # of the kernel's half side, by which bad pixels lose their weight in the fit
+FLATTEN_BOX = 128  # of the background that is left in the difference; smaller in small images [pixel]
+PSF_GRID = 5  # positions per axis at which a convolved PSF is computed
+
+
+def subtract(
+    science: Plane,
+    reference: Plane,
+    *,
+    method: Method = "kernel",
+    convolve: Literal["auto", "reference", "science"] = "auto",
+    order: int = 2,
+    threads: int = 1,
+) -> Difference:
+    """Subtract a reference from a science image on the same pixel grid.
+
+    Parameters
+    ----------
+    science, reference
+        Of equal shape.
+    method
+        ``kernel`` fits a kernel that varies over the field; ``zogy`` is the proper difference image of Zackay, Ofek &
+        Gal-Yam (2016, ApJ 830, 27), with the PSFs of each part of the field.
+    convolve
+        Which image is blurred; ``auto`` takes the sharper one, and the other when that fails.
+    order
+        Highest order of the kernel's variation over the field.
+    threads
+        Of the convolution; the result does not depend on it.
+
+    Raises
+    ------
+    SubtractionError
+        The result would be non-finite, over-fitted, unsubtracted or of the wrong scale; the message says which.
+    InputError
+        Shapes differ, or a seeing or PSF that is needed is not known.
+    """
+    if science.data.shape != reference.data.shape:
+        raise InputError(
+            f"science {science.data.shape} and reference {reference.data.shape} differ in shape: align them first"
+        )
+    if method == "zogy":
+        return checked(proper_difference(science, reference, threads=threads), science, reference)
+    sharper: Side = "reference" if reference.seeing <= science.seeing else "science"
+    sides: tuple[Side, ...] = (convolve,) if convolve != "auto" else (sharper, _other(sharper))
+    problems: list[str] = []
+    for side in sides:
+        try:
+            return checked(_kernel_difference(science, reference, side, order, threads), science, reference)
+        except (SubtractionError, MatchingError) as problem:
+            problems.append(f"convolving the {side}: {problem}")
+    raise SubtractionError("; ".join(problems))
+
+
+def _other(side: Side) -> Side:
+    return "science" if side == "reference" else "reference"
+
+
+def _kernel_difference(science: Plane, reference: Plane, side: Side, order: int, threads: int) -> Difference:
+    moving, target = (reference, science) if side == "reference" else (science, reference)
+    shape = moving.data.shape
+    basis = gaussian_basis(moving.seeing, target.seeing)
+    stamp_half = int(
+        np.clip(np.ceil(STAMP_FWHM * max(moving.seeing, target.seeing)), SMALLEST_STAMP, LARGEST_STAMP)
+    )
+    image, still = filled(moving), filled(target)
+    x, y = stars_of_both(moving, target, stamp_half + basis.half)
+    stamps = _stamps(moving, target, image, still, basis, stamp_half, x, y)
+    kernel = fit_kernel(stamps, basis, (shape[0], shape[1]), order=order)
+    model, spread = _convolved(image, kernel, threads)
+    data, noise = np.empty_like(model), np.empty_like(model)
+    photons = 1 / target.gain + spread.mean() / max(kernel.scale, 1e-30) / moving.gain + kernel.noise.photons
+    sky = moving.noise * np.sqrt(spread)
+    finish_difference(still, model, target.noise, sky, photons, kernel.noise.relative, data, noise)
+    mask = target.mask.copy()
+    spread_mask(moving.mask, _radius(kernel), mask)
+    data[np.isnan(science.data) | np.isnan(reference.data)] = np.nan
+    if side == "science":
+        np.negative(data, out=data)
+        data /= kernel.scale
+        noise /= kernel.scale
+    data = _flattened(data, noise, mask)
+    psf = science.psf
+    if psf is not None and side == "science":
+        psf = _convolved_psf(psf, kernel)
+    scale = kernel.scale if side == "reference" else 1 / kernel.scale
+    ratio = flux_ratio(still, image, x, y, stamp_half)
+    expected = ratio if side == "reference" else 1 / ratio
+    quality = replace(_unjudged(kernel), scale_expected=expected)
+    quality = judged(quality, data, noise, mask, science, x, y)
+    return Difference(data, noise, mask, psf, scale, "kernel", side, quality, kernel)
+
+
+def _unjudged(kernel: MatchingKernel) -> SubtractionQuality:
+    nan = float("nan")
+    return SubtractionQuality(
+        kernel.n_stars, kernel.n_clipped, kernel.chi2, kernel.chi2_held, kernel.noise.relative, nan, nan, nan, nan, nan,
+        kernel.richness,
+    )  # fmt: skip
+
+
+def _stamps(
+    moving: Plane,
+    target: Plane,
+    image: Image,
+    still: Image,
+    basis: Basis,
+    stamp_half: int,
+    x: NDArray[np.int64],
+    y: NDArray[np.int64],
+) -> Stamps:
+    """Stamps of the fit with their noise, for which a first guess of the kernel is good enough."""
+    ratio = flux_ratio(still, image, x, y, stamp_half)
+    # a Gaussian of the missing width: what it leaves of white noise, and of photon noise
+    missing = max(target.seeing**2 - moving.seeing**2, 0.0) / 2.3548**2
+    left = 1 / (4 * np.pi * missing + 1)
+    sky = target.noise[y, x] ** 2 + left * (ratio * moving.noise[y, x]) ** 2
+    photons = np.full(len(x), 1 / target.gain + left * ratio / moving.gain, np.float32)
+    reach = target.mask.copy()
+    spread_mask(moving.mask, basis.half * FIT_REACH, reach)
+    stamps = cut_stamps(image, still, basis, stamp_half, x, y, sky.astype(np.float32), photons, reach == 0)
+    return stamps[stamps.usable.mean(1) >= MOSTLY]
+
+
+def _convolved(image: Image, kernel: MatchingKernel, threads: int) -> tuple[Image, Image]:
+    """(the image through the kernel, plus background; what part of white variance the kernel leaves)."""
+    n_y, n_x = image.shape
+    half = kernel.basis.half
+    rows, cols = np.arange(-(-n_y // TILE)), np.arange(-(-n_x // TILE))
+    centre_x, centre_y = np.meshgrid((cols + 0.5) * TILE, (rows + 0.5) * TILE)
+    x, y = np.minimum(centre_x, n_x - 1).ravel(), np.minimum(centre_y, n_y - 1).ravel()
+    kernels = kernel.at(x, y).astype(np.float32)
+    grid = (len(rows), len(cols))
+    turned = np.ascontiguousarray(kernels[:, ::-1, ::-1]).reshape(*grid, *kernels.shape[1:])
+    padded = np.pad(image, half, mode="edge")
+    out = np.empty_like(image)
+    _run_rows(lambda a, b: convolve_tiles(padded, turned, TILE, a, b, out), len(rows), threads)
+    out += _background(kernel, n_y, n_x)
+    spread = (kernels.astype(np.float64) ** 2).sum((1, 2)).astype(np.float32).reshape(grid)
+    return out, np.repeat(np.repeat(spread, TILE, 0)[:n_y], TILE, 1)[:, :n_x]
+
+
+def _run_rows(work: Callable[[int, int], None], n_rows: int, threads: int) -> None:
+    """Do rows 0 to n_rows in as many parts as there are threads."""
+    bounds = np.linspace(0, n_rows, threads + 1).astype(int).tolist()
+    if threads == 1:
+        work(0, n_rows)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, a, b) for a, b in pairwise(bounds)]:
+            done.result()
+
+
+def _background(kernel: MatchingKernel, n_y: int, n_x: int) -> Image:
+    """Polynomial background on every pixel, row by row so that it needs no memory."""
+    x = np.arange(n_x, dtype=np.float64)
+    # a polynomial of order n is known from n + 1 rows; rows between follow exactly
+    nodes = np.linspace(0, n_y - 1, kernel.order + 1) if n_y > 1 else np.zeros(1)
+    values = np.stack([kernel.background(x, np.full(n_x, row)) for row in nodes])
+    powers = np.vander(nodes / max(n_y - 1, 1), len(nodes))
+    coefficients = np.linalg.solve(powers, values)
+    rows = np.vander(np.arange(n_y) / max(n_y - 1, 1), len(nodes))
+    return np.asarray(rows.astype(np.float32) @ coefficients.astype(np.float32), np.float32)
+
+
+def _radius(kernel: MatchingKernel) -> float:
+    """Radius that encloses most of the kernel in the middle of the field [pixel]."""
+    n_y, n_x = kernel.shape
+    middle = np.abs(kernel.at(np.array([n_x / 2]), np.array([n_y / 2]))[0])
+    axis = np.arange(-kernel.basis.half, kernel.basis.half + 1.0)
+    distance = np.hypot(axis[:, None], axis).ravel()
+    order = np.argsort(distance, kind="stable")
+    inside = np.cumsum(middle.ravel()[order]) / middle.sum()
+    return float(max(distance[order][np.searchsorted(inside, ENCLOSED)], 1.0))
+
+
+def _flattened(data: Image, noise: Image, mask: MaskPlane) -> Image:
+    """Take away what background is left, measured where nothing changed."""
+    changed = (np.abs(data) > 5 * noise).astype(np.uint8)
+    changed |= mask
+    changed[np.isnan(data)] = Bad.NO_DATA
+    if changed.all():
+        return data
+    box = int(np.clip(min(data.shape) // 4, FLATTEN_BOX // 2, FLATTEN_BOX))
+    data -= estimate_background(data, changed, box=box).level
+    return data
+
+
+def _convolved_psf(psf: PsfModel, kernel: MatchingKernel) -> PsfModel:
+    """PSF of a convolved image, from a grid of positions."""
+    from scipy.signal import fftconvolve
+
+    n_y, n_x = kernel.shape
+    xs, ys = np.meshgrid(np.linspace(0, n_x - 1, PSF_GRID), np.linspace(0, n_y - 1, PSF_GRID))
+    x, y = xs.ravel(), ys.ravel()
+    kernels = kernel.at(x, y)
+    stamps = [
+        fftconvolve(psf.centred(float(a), float(b)), k / k.sum(), mode="same")
+        for a, b, k in zip(x, y, kernels, strict=True)
+    ]
+    return PsfModel.from_stamps(x, y, np.asarray(stamps, np.float32), kernel.shape, order=2)

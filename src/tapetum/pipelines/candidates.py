@@ -1,0 +1,392 @@
+"""From detections to candidates: what speaks against each detection, and the table of those that nothing rules out.
+
+Pure: arrays in, arrays and tables out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tapetum.finders.transients import CandidateFlag, flag_names
+from tapetum.images.cutouts import centre_pixel, cut
+from tapetum.images.detect import Note
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from tapetum.finders.realbogus import Scores
+    from tapetum.images.detect import Detections
+    from tapetum.images.frame import Image
+    from tapetum.images.psf import PsfModel
+
+    Array = NDArray[np.float64]
+
+VETOES = (
+    CandidateFlag.MASKED
+    | CandidateFlag.NEAR_SATURATED
+    | CandidateFlag.COSMIC
+    | CandidateFlag.DIPOLE
+    | CandidateFlag.FWHM
+    | CandidateFlag.RESIDUAL
+    | CandidateFlag.REPEATED
+)
+AREA_RADII = 0.7  # a brighter star saturates more pixels, and disturbs more beyond them
+UNITS = {
+    "x": "pix",
+    "y": "pix",
+    "ra": "deg",
+    "dec": "deg",
+    "mag": "mag",
+    "mag_err": "mag",
+    "flux": "adu",
+    "flux_err": "adu",
+    "flux_template": "adu",
+    "fwhm": "pix",
+    "fwhm_psf": "pix",
+    "length_pix": "pix",
+    "angle_deg": "deg",
+    "match_distance": "arcsec",
+}
+
+
+@dataclass(frozen=True)
+class VetoLimits:
+    """What a detection must not exceed.
+
+    Attributes
+    ----------
+    masked
+        Part of its light that falls on pixels that cannot be used.
+    saturated_fwhm
+        Least distance to the nearest saturated area, see `saturated_margin` [FWHM].
+    cosmic, cosmic_sigma
+        A particle's hit: the darker of the pairs of opposite neighbours reaches less than this part of what a star's
+        would, and lacks so many sigma.
+    dipole
+        The strongest peak of the other sign beside it over its own.
+    residual
+        Change over the light that was there before: less than this is what a subtraction leaves of a star.
+    fwhm_ratio
+        Range of the width over a star's; trails are exempt.
+    """
+
+    masked: float = 0.6
+    saturated_fwhm: float = 1.5
+    cosmic: float = 0.5
+    cosmic_sigma: float = 4.0
+    dipole: float = 0.5
+    residual: float = 0.03
+    fwhm_ratio: tuple[float, float] = (0.5, 5.0)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What vetoes look at: images on one grid, background subtracted, in DN of the science image.
+
+    Attributes
+    ----------
+    sharp, sharp_noise, sharp_psf
+        An image that no kernel has blurred, its sky noise and its PSF: there a particle's hit is narrower than a star.
+    template
+        The aligned reference; None where there is none.
+    saturated
+        Where either image is saturated.
+    """
+
+    sharp: Image
+    sharp_noise: Image
+    sharp_psf: PsfModel
+    template: Image | None
+    saturated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Measured for each detection beside what `Detections` says; arrays of shape (n,).
+
+    Attributes
+    ----------
+    saturated_distance
+        To the nearest saturated area, see `saturated_margin` [pixel].
+    sharpness, sharpness_sigma
+        What the fainter pair of opposite neighbours has over what it would have in a star, and by how many sigma it
+        lacks.
+    relative
+        Change over the light of the template; inf where there is none.
+    """
+
+    saturated_distance: Array
+    sharpness: Array
+    sharpness_sigma: Array
+    relative: Array
+
+
+def measure_evidence(found: Detections, surface: Surface) -> Evidence:
+    """Look at the surroundings of every detection."""
+    sharpness, sigma = _sharpness(found, surface)
+    margin = saturated_margin(surface.saturated, found.x, found.y)
+    return Evidence(margin, sharpness, sigma, _relative(surface, found))
+
+
+def judge(found: Detections, evidence: Evidence, limits: VetoLimits) -> NDArray[np.int32]:
+    """Flags of `CandidateFlag` for everything that speaks against a detection."""
+    ratio = found.fwhm_pix / found.fwhm_psf_pix
+    # the moments of something faint and wide run away to its neighbours; the filter that sees it best does not
+    ratio = np.where(found.has(Note.EXTENDED), np.fmin(ratio, found.scale), ratio)
+    low, high = limits.fwhm_ratio
+    line = found.has(Note.TRAIL)
+    cosmic = (evidence.sharpness < limits.cosmic) & (evidence.sharpness_sigma > limits.cosmic_sigma)
+    faults = {
+        CandidateFlag.EDGE: found.has(Note.EDGE),
+        CandidateFlag.MASKED: found.masked_fraction > limits.masked,
+        CandidateFlag.NEAR_SATURATED: evidence.saturated_distance
+        < limits.saturated_fwhm * found.fwhm_psf_pix,
+        CandidateFlag.COSMIC: (cosmic | found.has(Note.SHARP)) & (found.sign > 0),
+        CandidateFlag.DIPOLE: found.dipole > limits.dipole,
+        CandidateFlag.FWHM: np.isfinite(ratio) & ~((ratio >= low) & (ratio <= high)) & ~line,
+        CandidateFlag.RESIDUAL: evidence.relative < limits.residual,
+    }
+    flags = np.zeros(len(found), np.int32)
+    for flag, raised in faults.items():
+        flags[raised] |= int(flag)
+    return flags
+
+
+def saturated_margin(saturated: NDArray[np.bool_], x: Array, y: Array) -> Array:
+    """Distance to the nearest saturated pixel less 0.7 radii of its area [pixel]; inf where nothing is saturated."""
+    from scipy.ndimage import label
+    from scipy.spatial import cKDTree
+
+    areas, n = label(saturated, np.ones((3, 3), int))
+    if not n or not len(x):
+        return np.full(len(x), np.inf)
+    rows, columns = np.nonzero(saturated)
+    owner = areas[rows, columns]
+    radius = np.sqrt(np.bincount(owner) / np.pi)
+    distance, nearest = cKDTree(np.column_stack([columns, rows])).query(np.column_stack([x, y]))
+    return np.asarray(distance - AREA_RADII * radius[owner[nearest]], np.float64)
+
+
+def _sharpness(found: Detections, surface: Surface) -> tuple[Array, Array]:
+    """Light of the fainter pair of opposite neighbours of the brightest pixel, against that of a centred star.
+
+    A star that is not centred on its pixel, or is trailed, or sits on another, has more; a particle's track is one
+    pixel wide across at least one of the four directions.
+    """
+    if not len(found):
+        return np.empty(0), np.empty(0)
+    core = cut(surface.sharp, found.x, found.y, 5)
+    noise = cut(surface.sharp_noise, found.x, found.y, 1)[:, 0, 0]
+    rows = np.arange(len(core))
+    inner = np.nan_to_num(core[:, 1:4, 1:4], nan=-np.inf).reshape(len(core), 9)
+    brightest = inner.argmax(axis=1)
+    j, i = brightest // 3 + 1, brightest % 3 + 1
+    peak = core[rows, j, i]
+    steps = ((0, 1), (1, 0), (1, 1), (1, -1))
+    pairs = np.stack([(core[rows, j + a, i + b] + core[rows, j - a, i - b]) / 2 for a, b in steps])
+    star = surface.sharp_psf.centred(*_middle(surface.sharp_psf))
+    m = star.shape[0] // 2
+    wanted = np.array([(star[m + a, m + b] + star[m - a, m - b]) / 2 for a, b in steps]) / star[m, m]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = pairs / peak / wanted[:, None]
+        lacking = (wanted[:, None] * peak - pairs) / (noise * np.sqrt(0.5 + wanted[:, None] ** 2))
+    share, lacking = np.nan_to_num(share, nan=np.inf), np.nan_to_num(lacking, nan=0.0)
+    least = share.argmin(axis=0)
+    return share[least, rows], lacking[least, rows]
+
+
+def _middle(psf: PsfModel) -> tuple[float, float]:
+    return psf.shape[1] / 2, psf.shape[0] / 2
+
+
+def _relative(surface: Surface, found: Detections) -> Array:
+    if surface.template is None:
+        return np.full(len(found), np.inf)
+    fwhm = found.fwhm_psf_pix
+    size = 2 * int(np.ceil(1.5 * float(fwhm.max(initial=1.0)))) + 1
+    light = np.nan_to_num(cut(surface.template, found.x, found.y, size))
+    near = _distance(found.x, found.y, size) <= 1.5 * fwhm[:, None, None]
+    before = np.where(near, light, 0.0).sum(axis=(1, 2), dtype=np.float64)
+    return np.where(before > 0, np.abs(found.flux) / np.maximum(before, 1e-30), np.inf)
+
+
+def _distance(x: Array, y: Array, size: int) -> Array:
+    """Distance of every pixel of stamps from their positions [pixel], shape (n, size, size)."""
+    offset = np.arange(size) - size // 2
+    dx = centre_pixel(x)[:, None] + offset - x[:, None]
+    dy = centre_pixel(y)[:, None] + offset - y[:, None]
+    return np.hypot(dx[:, None, :], dy[:, :, None])
+
+
+def repeated(x: Array, y: Array, snr: Array, group: NDArray[np.intp], radius: Array) -> NDArray[np.bool_]:
+    """Which detections repeat a better one of another group within `radius` [pixel]."""
+    from scipy.spatial import cKDTree
+
+    worse = np.zeros(len(x), bool)
+    if len(x) < 2:
+        return worse
+    pairs = cKDTree(np.column_stack([x, y])).query_pairs(float(np.max(radius)), output_type="ndarray")
+    for a, b in pairs.tolist():
+        if group[a] != group[b] and np.hypot(x[a] - x[b], y[a] - y[b]) <= max(radius[a], radius[b]):
+            worse[b if snr[a] >= snr[b] else a] = True
+    return worse
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Detections and what speaks against each; all of one length.
+
+    Attributes
+    ----------
+    flags : ndarray of int32
+        Bits of `tapetum.finders.transients.CandidateFlag`.
+    """
+
+    found: Detections
+    evidence: Evidence
+    flags: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Which known object lies at each detection.
+
+    Attributes
+    ----------
+    name : list of str
+        Empty where there is none.
+    distance_arcsec : ndarray, shape (n,)
+        NaN where there is none.
+    """
+
+    name: list[str]
+    distance_arcsec: Array
+
+
+@dataclass(frozen=True)
+class Photometry:
+    """Where a detection is on the sky and how bright it is; arrays of shape (n,), NaN where it is not known.
+
+    `flux_template` is what the reference has at the place, all fluxes in DN of the science image.
+    """
+
+    ra: Array
+    dec: Array
+    flux: Array
+    flux_err: Array
+    mag: Array
+    mag_err: Array
+    flux_template: Array
+
+
+def magnitudes(flux: Array, flux_err: Array, zero_point: float | None) -> tuple[Array, Array]:
+    """AB-like magnitudes of the size of a change, whatever its sign; NaN without a zero point."""
+    if zero_point is None:
+        return np.full(len(flux), np.nan), np.full(len(flux), np.nan)
+    size = np.abs(flux)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mag = np.where(size > 0, zero_point - 2.5 * np.log10(size), np.nan)
+        mag_err = np.where(size > 0, 2.5 / np.log(10) * flux_err / size, np.nan)
+    return mag, mag_err
+
+
+def candidate_table(
+    image: str,
+    band: str | None,
+    judged: Judged,
+    light: Photometry,
+    known: Known,
+    scores: Scores,
+    flags: NDArray[np.int32],
+    survives: NDArray[np.bool_],
+    metadata: Mapping[str, str],
+) -> tuple[pa.Table, NDArray[np.intp]]:
+    """All detections: survivors first, then by probability (score without one), then by signal-to-noise ratio.
+
+    Returns
+    -------
+    table
+        One row per detection.
+    order : ndarray of int
+        Which detection each row is.
+
+    Notes
+    -----
+    Columns: ``candidate_id x y ra dec band mag mag_err flux flux_err flux_template snr fwhm fwhm_psf elongation
+    length_pix
+    angle_deg chi2 masked_fraction dipole saturated_distance sharpness relative sign n_pix notes match
+    match_distance score probability flags reason``.
+    """
+    import pyarrow as pa
+
+    found, evidence = judged.found, judged.evidence
+    level = np.where(np.isnan(scores.probability), scores.score, scores.probability)
+    order = np.lexsort([-np.abs(found.snr), -np.nan_to_num(level, nan=-1.0), ~survives])
+    names = [f"{image}_{number:05d}" for number in range(1, len(found) + 1)]
+    columns: dict[str, Any] = {
+        "candidate_id": pa.array(names, pa.string()),
+        **{name: _floats(values[order]) for name, values in _numbers_before(found, light).items()},
+        "band": pa.array([band] * len(found), pa.string()),
+        **{name: _floats(values[order]) for name, values in _numbers_after(found, light, evidence).items()},
+        "sign": pa.array(found.sign[order].astype(np.int8)),
+        "n_pix": pa.array(found.n_pix[order].astype(np.int32)),
+        "notes": pa.array(found.flags[order].astype(np.int32)),
+        "match": pa.array([known.name[row] for row in order.tolist()], pa.string()),
+        "match_distance": _floats(known.distance_arcsec[order]),
+        "score": _floats(scores.score[order]),
+        "probability": _floats(scores.probability[order]),
+        "flags": pa.array((flags | scores.flags)[order], pa.int32()),
+        "reason": pa.array([reason_of(value) for value in flags[order].tolist()], pa.string()),
+    }
+    notes = {note.value: str(note.name).lower() for note in Note}
+    words = {**metadata, "flags": json.dumps(flag_names()), "notes": json.dumps(notes)}
+    return pa.table(columns).replace_schema_metadata(words), order
+
+
+def _numbers_before(found: Detections, light: Photometry) -> dict[str, Array]:
+    return {"x": found.x, "y": found.y, "ra": light.ra, "dec": light.dec}
+
+
+def _numbers_after(found: Detections, light: Photometry, evidence: Evidence) -> dict[str, Array]:
+    return {
+        "mag": light.mag,
+        "mag_err": light.mag_err,
+        "flux": light.flux,
+        "flux_err": light.flux_err,
+        "flux_template": light.flux_template,
+        "snr": np.abs(found.snr),
+        "fwhm": found.fwhm_pix,
+        "fwhm_psf": found.fwhm_psf_pix,
+        "elongation": found.elongation,
+        "length_pix": found.length_pix,
+        "angle_deg": found.angle_deg,
+        "chi2": found.chi2,
+        "masked_fraction": found.masked_fraction,
+        "dipole": found.dipole,
+        "saturated_distance": evidence.saturated_distance,
+        "sharpness": evidence.sharpness,
+        "relative": evidence.relative,
+    }
+
+
+def _floats(values: NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    plain = np.asarray(values, np.float64)
+    return pa.array(plain, pa.float64(), mask=~np.isfinite(plain))
+
+
+def reason_of(flags: int) -> str:
+    """Names of the vetoes among flags, with commas; empty for a candidate.
+
+    >>> reason_of(int(CandidateFlag.COSMIC | CandidateFlag.UNSCORED))
+    'cosmic'
+    """
+    return ", ".join(flag.name.lower() for flag in CandidateFlag if flag.name and flag & flags & VETOES)

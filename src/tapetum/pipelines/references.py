@@ -1,0 +1,285 @@
+"""Where the reference of a science image comes from: named files, a folder to choose from, or an archive."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from tapetum.core.errors import InputError
+from tapetum.core.settings import ArchiveSettings
+from tapetum.images.fits import expand_sources, list_images, path_of, read_frame
+from tapetum.images.mosaic import mosaic
+from tapetum.images.pixelmap import pixel_to_pixel
+from tapetum.images.remap import align
+from tapetum.sky.match import separation_arcsec
+from tapetum.surveys.telescopes import find_telescope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tapetum.images.frame import Frame
+
+    Say = Callable[[str], None]
+
+WHOLE = 0.98  # of the science image that one reference covers: no other one is needed
+NODES = 48  # of the grid on which coverage is told, along each side
+LEAST_GAIN = 0.01  # of the science image that a further reference must add
+
+
+def _nobody(message: str) -> None:
+    """Hear nothing."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reference image that was found, without its pixels.
+
+    Attributes
+    ----------
+    header
+        Its header as text, so that it travels to workers.
+    shape
+        (n_y, n_x) [pixel].
+    """
+
+    source: str
+    header: str
+    shape: tuple[int, int]
+
+    def wcs(self) -> Any:
+        """Its WCS, or None."""
+        from astropy.io import fits
+        from astropy.wcs import WCS
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # reading the frame itself will tell
+            wcs = WCS(fits.Header.fromstring(self.header, sep="\n"), naxis=2)
+        return wcs if wcs.has_celestial else None
+
+
+@dataclass(frozen=True)
+class References:
+    """All that may serve as reference; it travels to workers.
+
+    Attributes
+    ----------
+    entries
+        Images of files and folders.
+    named
+        One file was named: it is the reference, whatever its header says.
+    archives
+        ``ps1`` or ``hips:ID``.
+    telescope
+        Profile to read them with; None recognises it.
+    archive_settings
+        Addresses of the archives; None is the default.
+    folder
+        Where images of archives are kept; None is the cache.
+    """
+
+    entries: tuple[Entry, ...]
+    named: bool = False
+    archives: tuple[str, ...] = ()
+    telescope: str | None = None
+    archive_settings: ArchiveSettings | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def open(
+        cls, specs: Sequence[str], telescope: str | None = None, archives: ArchiveSettings | None = None
+    ) -> Self:
+        """Look at what was named.
+
+        Raises
+        ------
+        InputError
+            A file or folder does not exist or holds no image.
+        """
+        remote = tuple(spec for spec in specs if is_archive(spec))
+        files = [spec for spec in specs if not is_archive(spec)]
+        sources = expand_sources(files) if files else []
+        named = len(sources) == 1 and sources == files and not remote
+        if named:
+            _require(sources[0])
+            return cls((Entry(sources[0], "", (0, 0)),), True, remote, telescope, archives)
+        entries = tuple(entry for source in sources for entry in _entries(source))
+        if files and not entries:
+            raise InputError(f"{', '.join(files)}: no image with a WCS to choose a reference from")
+        return cls(entries, False, remote, telescope, archives)
+
+    @property
+    def sources(self) -> list[str]:
+        """The images of files and folders."""
+        return [entry.source for entry in self.entries]
+
+    def aligned(
+        self,
+        frame: Frame,
+        *,
+        cells: Literal["mosaic", "individual"] = "mosaic",
+        say: Say = _nobody,
+        threads: int = 1,
+    ) -> Iterator[Frame]:
+        """The reference on the pixel grid of a science frame: one mosaic, or each cell on its own.
+
+        Raises
+        ------
+        InputError
+            Nothing of the frame's band covers it.
+        NetworkError
+            An archive is needed and cannot be reached.
+        """
+        found = self.frames_for(frame, say)
+        if cells == "individual":
+            for cell in found:
+                yield align(cell, frame, threads=threads)
+            return
+        first = next(found)
+        second = next(found, None)
+        if second is None:
+            yield align(first, frame, threads=threads)
+        else:  # the mosaic reads them one at a time: many large ones need not fit into memory
+            yield mosaic(chain([first, second], found), frame, threads=threads)
+
+    def frames_for(self, frame: Frame, say: Say = _nobody) -> Iterator[Frame]:
+        """The reference images that a science frame needs, the one that covers most of it first.
+
+        Raises
+        ------
+        InputError
+            Nothing of the frame's band covers it.
+        NetworkError
+            An archive is needed and cannot be reached.
+        """
+        problems: list[str] = []
+        n = 0
+        for cell in self._found(frame, problems, say):
+            n += 1
+            say(f"reference {cell.source}")
+            yield cell
+        if not n:
+            why = "; ".join(problems) or "none of them overlaps"
+            raise InputError(f"{frame.source}: no reference among {len(self.entries)} images: {why}")
+
+    def _found(self, frame: Frame, problems: list[str], say: Say) -> Iterator[Frame]:
+        profile = find_telescope(self.telescope) if self.telescope else None
+        if self.named:
+            yield read_frame(self.entries[0].source, profile)
+            return
+        if frame.wcs is None:
+            problems.append("the science image has no WCS, so nothing says which one it needs; name one file")
+            return
+        seen = np.zeros((NODES, NODES), bool)
+        yield from self._covering(frame, profile, problems, seen)
+        for archive in self.archives if seen.mean() < WHOLE else ():
+            for path in self._fetched(archive, frame, say):
+                yield read_frame(path)
+
+    def _covering(
+        self, frame: Frame, profile: Any, problems: list[str], seen: NDArray[np.bool_]
+    ) -> Iterator[Frame]:
+        """Frames of the right band that each add to what is covered; `seen` is told of it."""
+        overlaps = []
+        for entry in self.entries:
+            wcs = entry.wcs()
+            if wcs is not None and not _same_file(entry.source, frame.source):
+                inside = _coverage(wcs, entry.shape, frame)
+                if inside.any():
+                    overlaps.append((float(inside.mean()), entry, inside))
+        overlaps.sort(key=lambda overlap: -overlap[0])
+        for _, entry, inside in overlaps:
+            if seen.mean() >= WHOLE:
+                return
+            if (inside & ~seen).mean() < LEAST_GAIN:
+                continue
+            cell = read_frame(entry.source, profile)
+            if frame.info.band and cell.info.band and cell.info.band != frame.info.band:
+                problems.append(f"{cell.source} is of band {cell.info.band}, the image of {frame.info.band}")
+                continue
+            seen |= inside
+            yield cell
+
+    def _fetched(self, archive: str, frame: Frame, say: Say) -> list[Path]:
+        """Images of an archive that cover a frame."""
+        from tapetum.core.places import cache_dir
+        from tapetum.surveys.archives import find_reference_archive
+
+        n_y, n_x = frame.shape
+        x, y = (
+            np.array([(n_x - 1) / 2, 0, n_x - 1, 0, n_x - 1]),
+            np.array([(n_y - 1) / 2, 0, 0, n_y - 1, n_y - 1]),
+        )
+        ra, dec = frame.wcs.all_pix2world(x, y, 0)
+        radius = float(separation_arcsec(ra[0], dec[0], ra[1:], dec[1:]).max()) / 3600
+        say(f"fetching {archive} around {ra[0]:.4f} {dec[0]:+.4f}, radius {radius:.3f} deg")
+        client = find_reference_archive(archive, self.archive_settings or ArchiveSettings())
+        folder = self.folder or cache_dir() / "references" / re.sub(r"\W+", "_", archive)
+        folder.mkdir(parents=True, exist_ok=True)
+        return client.fetch(float(ra[0]) % 360, float(dec[0]), radius, frame.info.band or "clear", folder)
+
+
+def is_archive(spec: str) -> bool:
+    """Whether a reference is to be fetched."""
+    return spec == "ps1" or spec.startswith("hips:")
+
+
+def _require(source: str) -> None:
+    path = path_of(source)
+    if not path.is_file():
+        raise InputError(f"{path}: no such reference")
+
+
+def _entries(source: str) -> list[Entry]:
+    """Every image of a file that may hold a reference; a file that cannot be read holds none."""
+    from astropy.io import fits
+
+    found = []
+    try:
+        names = list_images(source)
+    except InputError:
+        _require(source)
+        return []
+    for name in names:
+        number = name.rpartition("[")[2].rstrip("]") if name.endswith("]") else ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                with fits.open(path_of(source), lazy_load_hdus=True) as hdus:
+                    hdu = _chosen(hdus, number)
+                    if hdu is not None:
+                        found.append(Entry(name, hdu.header.tostring(sep="\n"), tuple(hdu.shape[-2:])))
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+            ):  # reading it as an image will tell, if it is needed
+                continue
+    return found
+
+
+def _chosen(hdus: Any, number: str) -> Any:
+    if number:
+        return hdus[int(number)] if number.isdigit() else hdus[number]
+    return next((hdu for hdu in hdus if len(getattr(hdu, "shape", ())) >= 2 and hdu.is_image), None)
+
+
+def _same_file(one: str, other: str) -> bool:
+    return path_of(one).resolve() == path_of(other).resolve()
+
+
+def _coverage(wcs: Any, shape: tuple[int, int], frame: Frame) -> NDArray[np.bool_]:
+    """Which nodes of a coarse grid over a science frame lie on a reference."""
+    rows, columns = (np.linspace(0.0, side - 1.0, NODES) for side in frame.shape)
+    x, y = pixel_to_pixel(wcs, frame.wcs)(*np.meshgrid(columns, rows))
+    with np.errstate(invalid="ignore"):
+        inside = (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
+    return np.asarray(inside)

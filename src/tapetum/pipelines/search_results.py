@@ -1,0 +1,358 @@
+"""What a search leaves behind: the names of its files, how they are read again, and the truth that belongs to them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tapetum.core.errors import FormatError, InputError
+from tapetum.images.fits import path_of
+from tapetum.simulate.truth import TRUTH_NAME as TRUTH
+from tapetum.surveys.telescopes import SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from astropy.table import Table
+    from numpy.typing import NDArray
+
+CANDIDATES, DETECTIONS, SURROUNDINGS = "candidates.ecsv", "detections.ecsv", "surroundings.ecsv"
+SETTINGS, LOG, REPORT, CUTOUTS = "settings.toml", "search.log", "report.html", "cutouts"
+PART, OLD = ".part", ".old"  # of folders that are being written or replaced
+PLANES = ("science", "template", "difference")
+REAL_KINDS = ("point", "transient", "star", "streak", "asteroid", "comet")
+EXTENDED_RADIUS_PIX = 5.0  # a comet's brightest pixel is not sharply defined
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """One searched image.
+
+    Attributes
+    ----------
+    folder
+        Where its files lie; the folder's name is the image's name.
+    candidates
+        `candidates.ecsv`, an `astropy.table.Table`.
+    """
+
+    folder: Path
+    candidates: Table
+
+    @property
+    def name(self) -> str:
+        """Name of the image among all results."""
+        return self.folder.name
+
+    @property
+    def source(self) -> str:
+        """Path of the science image, as it was searched."""
+        return str(self.candidates.meta.get("source", self.name))
+
+    def number(self, key: str) -> float:
+        """A number that the search wrote about the image; NaN where it could not know it."""
+        try:
+            return float(self.candidates.meta.get(key, "nan"))
+        except ValueError:
+            return float("nan")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_y, n_x) [pixel].
+
+        Raises
+        ------
+        FormatError
+            The table does not say it.
+        """
+        words = str(self.candidates.meta.get("shape", "")).split()
+        if len(words) != 2:
+            raise FormatError(f"{self.folder / CANDIDATES}: no shape in its metadata; search the image again")
+        return int(words[0]), int(words[1])
+
+    def pixels(self, radius_arcsec: float) -> float:
+        """A radius in pixels; without a pixel scale one pixel counts as one arcsecond."""
+        scale = self.number("pixel_scale_arcsec")
+        return radius_arcsec / scale if np.isfinite(scale) else radius_arcsec
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `target` when the block ends well, and an old `target` is then gone."""
+    part = target.with_name(f"{target.name}.{token_hex(4)}{PART}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if target.exists():
+            old = target.with_name(f"{target.name}.{token_hex(4)}{OLD}")
+            target.rename(old)
+            part.rename(target)
+            shutil.rmtree(old)
+        else:
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def image_stem(source: str) -> str:
+    """Name of an image file without folder, FITS suffixes and extension.
+
+    >>> image_stem("night/a.fits.fz[2]")
+    'a'
+    """
+    return SUFFIX.sub("", path_of(source).name)
+
+
+def result_folders(folder: Path) -> list[Path]:
+    """Folders of a folder of searches that are whole, by name; those that a killed run left behind are not."""
+    places = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [path for path in places if path.suffix not in (PART, OLD)]
+
+
+def read_results(folder: Path) -> list[SearchResult]:
+    """Every finished result in a folder of searches, by name.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    FormatError
+        A candidate table cannot be read.
+    """
+    tables = [place / CANDIDATES for place in result_folders(folder) if (place / CANDIDATES).is_file()]
+    if not tables:
+        raise InputError(
+            f"{folder}: no */{CANDIDATES}; give the folder that `tapetum images search -o` wrote"
+        )
+    return [SearchResult(path.parent, read_ecsv(path)) for path in tables]
+
+
+def read_ecsv(path: Path) -> Table:
+    """An ECSV table.
+
+    Raises
+    ------
+    FormatError
+        The file cannot be read as one.
+    """
+    from astropy.table import Table
+
+    try:
+        return Table.read(path, format="ascii.ecsv")
+    except (OSError, ValueError, KeyError) as problem:
+        raise FormatError(f"{path}: not a readable ECSV table: {problem}") from None
+
+
+def read_truth(path: Path) -> Table:
+    """Read injected sources: ``simulated_objects.list`` (ours or gmadet's) or a JSON list of sources.
+
+    Returns
+    -------
+    Table
+        At least ``filename x y mag kind`` with `x`, `y` 0-based; ``length_pix``, ``angle_deg`` 0 where there is no
+        trail; further columns as they were. Sources without a position (trails across the frame) are left out.
+
+    Raises
+    ------
+    FormatError
+        Not such a file, or a needed column is missing; the message names it.
+    """
+    table = _json_truth(path) if path.suffix.lower() == ".json" else _list_truth(path)
+    for ours, theirs in (("x", "Xpos"), ("y", "Ypos")):
+        if ours not in table.colnames:
+            if theirs not in table.colnames:
+                raise FormatError(f"{path}: no column {ours} or {theirs}")
+            table[ours] = np.asarray(table[theirs], np.float64) - 1.0  # gmadet counts pixels from 1
+    if "mag" not in table.colnames:
+        raise FormatError(f"{path}: no column mag")
+    defaults: dict[str, Any] = {"kind": "point", "filename": "", "length_pix": 0.0, "angle_deg": 0.0}
+    for name, value in defaults.items():
+        if name not in table.colnames:
+            table[name] = [value] * len(table)
+        elif not isinstance(value, str):
+            table[name] = np.nan_to_num(_filled(table[name]))
+    return table[np.isfinite(_filled(table["x"])) & np.isfinite(_filled(table["y"]))]
+
+
+def _filled(column: Any) -> NDArray[np.float64]:
+    plain = column.filled(np.nan) if hasattr(column, "filled") else column
+    return np.asarray(plain, np.float64)
+
+
+def _list_truth(path: Path) -> Table:
+    from astropy.table import Table
+
+    try:
+        first = path.read_text(encoding="utf-8").lstrip()[:7]
+        kind = "ascii.ecsv" if first.startswith("# %ECSV") else "ascii.commented_header"
+        table = Table.read(path, format=kind)
+    except (OSError, ValueError, KeyError) as problem:
+        raise FormatError(f"{path}: not a readable truth table: {problem}") from None
+    for numeric in ("x", "y", "Xpos", "Ypos", "mag"):
+        if numeric in table.colnames and table[numeric].dtype.kind not in "fiu":
+            raise FormatError(f"{path}: column {numeric} is not a number")
+    return table
+
+
+def _json_truth(path: Path) -> Table:
+    from astropy.table import Table
+
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        sources = [entry for entry in entries if "x" in entry and "y" in entry]
+        columns = {
+            "idx": list(range(len(sources))),
+            "x": [float(entry["x"]) for entry in sources],
+            "y": [float(entry["y"]) for entry in sources],
+            "mag": [float(entry["mag"]) for entry in sources],
+            "kind": [str(entry.get("kind", "point")) for entry in sources],
+            "length_pix": [float(entry.get("length", 0.0)) for entry in sources],
+            "angle_deg": [float(entry.get("angle", 0.0)) for entry in sources],
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise FormatError(f"{path}: not a list of sources with x, y and mag: {problem!r}") from None
+    return Table(columns)
+
+
+def truth_files(named: Iterable[Path]) -> list[Path]:
+    """Truth tables among files and folders.
+
+    Raises
+    ------
+    InputError
+        A path does not exist, or a folder has no truth in it.
+    """
+    found: list[Path] = []
+    for path in named:
+        if path.is_dir():
+            inside = sorted([*path.rglob("*_truth.json"), *path.rglob(TRUTH)])
+            if not inside:
+                raise InputError(f"{path}: neither {TRUTH} nor *_truth.json in it")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise InputError(f"{path}: no such truth table")
+    return found
+
+
+def truth_for(source: str, tables: Sequence[tuple[Path, Table]]) -> Table | None:
+    """The rows of truth tables that belong to an image.
+
+    A row belongs to it when its `filename` names the image file; a table without file names belongs to the images
+    whose name begins as its own does (``sim_0_truth.json`` to ``sim_0_sci.fits.fz``).
+    """
+    from astropy.table import vstack
+
+    stem, parts = image_stem(source), []
+    for path, table in tables:
+        names = [image_stem(str(name)) if name else "" for name in table["filename"]]
+        chosen = np.array([name == stem for name in names], bool)
+        if not any(names):
+            begin = path.name.split(".")[0].removesuffix("_truth")
+            chosen[:] = re.fullmatch(re.escape(begin) + r"(_.*)?", stem) is not None
+        if chosen.any():
+            parts.append(table[chosen])
+    return vstack(parts, metadata_conflicts="silent") if parts else None
+
+
+def carried_truth(source: str, name: str) -> Table | None:
+    """The truth beside an image, renamed to the image's name among the results; None where there is none.
+
+    Parameters
+    ----------
+    source
+        Path of the science image.
+    name
+        Of its result folder.
+
+    Raises
+    ------
+    FormatError
+        There is a table, and it cannot be read.
+    """
+    path = path_of(source).parent / TRUTH
+    if not path.is_file():
+        return None
+    table = truth_for(source, [(path, read_truth(path))])
+    if table is None:
+        return None
+    table["original"] = [str(value) for value in table["filename"]]
+    table["filename"] = [name] * len(table)
+    return table
+
+
+@dataclass(frozen=True)
+class Match:
+    """Injected sources against the candidates of the same image.
+
+    Attributes
+    ----------
+    closest : ndarray of int, shape (n_truth,)
+        Row of the candidate next to each source, within its radius; -1 where there is none.
+    distance : ndarray, shape (n_truth,)
+        To that candidate [pixel]; NaN where there is none.
+    all_rows
+        Of each source every candidate within its radius, the nearest first.
+    owner : ndarray of int, shape (n_candidates,)
+        The source that a candidate belongs to; -1 where none is near.
+    """
+
+    closest: NDArray[np.intp]
+    distance: NDArray[np.float64]
+    all_rows: list[NDArray[np.intp]]
+    owner: NDArray[np.intp]
+
+
+def match_truth(truth: Table, x: NDArray[np.float64], y: NDArray[np.float64], radius_pix: float) -> Match:
+    """Match injected sources to candidates of ONE image by pixel position.
+
+    A trail matches all along its length, with `radius_pix` around it; a comet within at least 5 pixels. Artefacts that
+    were injected are no sources: they match nothing.
+
+    Parameters
+    ----------
+    truth
+        As `read_truth` gives it.
+    x, y : ndarray, shape (n_candidates,)
+        [pixel, 0-based].
+    """
+    from scipy.spatial import cKDTree
+
+    n = len(truth)
+    tx, ty = np.asarray(truth["x"], np.float64), np.asarray(truth["y"], np.float64)
+    half = np.asarray(truth["length_pix"], np.float64) / 2
+    kinds = [str(kind) for kind in truth["kind"]]
+    radius = np.array([max(radius_pix, EXTENDED_RADIUS_PIX) if k == "comet" else radius_pix for k in kinds])
+    near: list[Any] = [[] for _ in range(n)]
+    if len(x) and n:
+        near = list(
+            cKDTree(np.column_stack([x, y])).query_ball_point(np.column_stack([tx, ty]), radius + half)
+        )
+    direction = np.deg2rad(np.asarray(truth["angle_deg"], np.float64))
+    closest, best = np.full(n, -1, np.intp), np.full(n, np.nan)
+    rows: list[NDArray[np.intp]] = []
+    owner, owned = np.full(len(x), -1, np.intp), np.full(len(x), np.inf)
+    for number in range(n):
+        found = np.asarray(near[number] if kinds[number] in REAL_KINDS else [], np.intp)
+        dx, dy = x[found] - tx[number], y[found] - ty[number]
+        along = dx * np.cos(direction[number]) + dy * np.sin(direction[number])
+        across = dy * np.cos(direction[number]) - dx * np.sin(direction[number])
+        distance = np.hypot(np.maximum(np.abs(along) - half[number], 0.0), across)
+        order = np.argsort(distance, kind="stable")
+        order = order[distance[order] <= radius[number]]
+        found, distance = found[order], distance[order]
+        rows.append(found)
+        if found.size:
+            closest[number], best[number] = found[0], distance[0]
+        nearer = distance < owned[found]
+        owner[found[nearer]], owned[found[nearer]] = number, distance[nearer]
+    return Match(closest, best, rows, owner)

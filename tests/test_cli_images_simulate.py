@@ -1,0 +1,257 @@
+"""`tapetum images simulate` end to end: real frames in, frames and one truth table out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from astropy.io import fits
+from astropy.table import Table
+
+from tapetum.cli.images_simulate import simulate
+from tapetum.core.errors import TapetumError, UsageError
+from tapetum.core.log import configure_logging
+from tapetum.core.settings import load_settings
+from tapetum.images.fits import expand_sources, read_frame
+from tapetum.pipelines.simulate import SimulateOptions, simulate_images
+from tapetum.simulate.truth import GMADET_COLUMNS
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the verb; exit status and what it said."""
+    app = typer.Typer()
+    app.command()(simulate)
+    configure_logging()
+
+    def call(*arguments: object) -> tuple[int, str]:
+        configure_logging()
+        status = 0
+        try:
+            app([str(argument) for argument in arguments], standalone_mode=False)
+        except TapetumError as problem:
+            status = problem.exit_code
+            print(problem, file=sys.stderr)
+        said = capsys.readouterr()
+        assert not said.out
+        return status, said.err
+
+    yield call
+    logging.getLogger("tapetum").handlers.clear()
+
+
+@pytest.fixture(scope="module")
+def frames(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two corners of the real quadrant, as a survey would deliver them."""
+    whole = read_frame(real_data / "imagepairs" / "ztf_zr_sci.fits.fz")
+    folder = tmp_path_factory.mktemp("night")
+    made = []
+    for name, rows in (("a_sci", slice(0, 420)), ("b_sci", slice(1000, 1420))):
+        header = whole.header.copy()
+        header["CRPIX2"] -= rows.start
+        made.append(folder / f"{name}.fits")
+        fits.writeto(made[-1], whole.data[rows, :450].astype(">f4"), header)
+    return made
+
+
+KINDS = (
+    "transient:20,streak:2,comet:2,cosmic_ray:5,hot_pixel:3,satellite:1,bad_column:1,ghost:1,bright_star:1"
+)
+
+
+def test_sources_are_put_into_real_frames(frames: list[Path], tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    status, said = run(*frames, "-o", out, "--kinds", KINDS, "--magrange", 15, 19, "--seed", 7)
+    assert status == 0, said
+    assert "2 images, 72 sources" in said
+    table = Table.read(out / "simulated_objects.list", format="ascii.ecsv")
+    assert table.colnames[:8] == list(GMADET_COLUMNS)
+    assert len(table) == 72
+    assert table["idx"].tolist() == list(range(72))
+    assert set(table["filename"]) == {"a_sci.fits", "b_sci.fits"}
+    assert set(table["filter"]) == {"ztfr"}
+    for path in frames:
+        before, after = read_frame(path), read_frame(out / path.name)
+        own = table[table["filename"] == path.name]
+        strong = own[(own["kind"] == "transient") & (own["snr"] > 100) & (own["inside"] > 0.9)]
+        assert len(strong) > 5
+        for row in strong:
+            y, x = round(row["y"]), round(row["x"])
+            added = after.data[y - 1 : y + 2, x - 1 : x + 2] - before.data[y - 1 : y + 2, x - 1 : x + 2]
+            assert added.sum() > 0.5 * row["flux"] or row["saturated"]
+        mags = own["mag"][own["kind"] == "transient"]
+        assert mags.min() > 15
+        assert mags.max() < 19
+        assert after.info.zero_point == before.info.zero_point
+        assert after.info.gain == 6.0
+        assert "simulate" in str(after.header["HISTORY"])
+        where = before.wcs.all_pix2world(100, 100, 0), after.wcs.all_pix2world(100, 100, 0)
+        np.testing.assert_allclose(*where, atol=1e-9)
+    # different images, different draws
+    first, second = (np.array(table["x"][table["image"] == name]) for name in ("a_sci", "b_sci"))
+    assert not np.isin(first, second).any()
+    settings = tomllib.loads((out / "a_sci.fits.settings.toml").read_text())
+    assert settings["run"]["seed"] == 7
+    assert sorted(expand_sources([out])) == sorted(str(out / path.name) for path in frames)
+
+
+def test_the_number_of_workers_changes_nothing(frames: list[Path], tmp_path: Path, run: Run) -> None:
+    options = ("--number", 10, "--seed", 3, "--fwhm", 2.0, "--on-galaxies", 0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(*frames, "-o", one, *options)[0] == 0
+    assert run(*frames[::-1], "-o", two, *options, "--jobs", 2)[0] == 0
+    for name in ("a_sci.fits", "b_sci.fits", "simulated_objects.list"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_finished_images_are_not_made_again(frames: list[Path], tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    options = ("-o", out, "--number", 5, "--fwhm", 2.0, "--on-galaxies", 0)
+    assert run(frames[0], *options)[0] == 0
+    made = (out / "a_sci.fits").stat().st_mtime_ns
+    status, said = run(*frames, *options)
+    assert status == 0
+    assert "1 of them finished before" in said
+    assert (out / "a_sci.fits").stat().st_mtime_ns == made
+    table = Table.read(out / "simulated_objects.list", format="ascii.ecsv")
+    assert table["idx"].tolist() == list(range(10))  # the old and the new image, in one table
+    (out / "a_sci.fits.settings.toml").unlink()  # as a killed run leaves it
+    assert "finished before" in run(frames[1], *options)[1]
+    assert "finished before" not in run(frames[0], *options)[1]
+    assert (out / "a_sci.fits").stat().st_mtime_ns > made
+    again = (out / "a_sci.fits").stat().st_mtime_ns
+    assert run(frames[0], *options, "--overwrite")[0] == 0
+    assert (out / "a_sci.fits").stat().st_mtime_ns > again
+    assert not list(out.rglob("*.part"))
+
+
+def test_a_bad_image_stops_no_other(frames: list[Path], tmp_path: Path, run: Run) -> None:
+    broken = tmp_path / "broken.fits"
+    broken.write_bytes(frames[0].read_bytes()[:30_000])
+    poor = tmp_path / "poor.fits"
+    noise = np.random.default_rng(0).normal(100, 3, (300, 300)).astype(np.float32)
+    fits.writeto(poor, noise, fits.Header([("MAGZP", 25.0), ("GAIN", 1.0)]))
+    nameless = tmp_path / "nameless.fits"
+    fits.writeto(nameless, noise)
+    out = tmp_path / "out"
+    options = ("-o", out, "--number", 5, "--on-galaxies", 0)
+    status, said = run(broken, poor, nameless, tmp_path / "absent.fits", frames[0], *options)
+    assert status == 5
+    for words in ("broken.fits", "poor.fits", "--fwhm", "nameless.fits", "--zero-point", "absent.fits"):
+        assert words in said
+    assert {path.name for path in out.iterdir() if path.suffix == ".fits"} == {"a_sci.fits"}
+    assert len(Table.read(out / "simulated_objects.list", format="ascii.ecsv")) == 5
+    status, said = run(nameless, "-o", tmp_path / "none", "--number", 5, "--fwhm", 2)
+    assert status == 3
+    assert not (tmp_path / "none" / "simulated_objects.list").exists()
+    # and with what the messages ask for it works
+    assert (
+        run(
+            nameless,
+            "-o",
+            out,
+            "--number",
+            5,
+            "--fwhm",
+            2,
+            "--zero-point",
+            25,
+            "--gain",
+            2,
+            "--on-galaxies",
+            0,
+        )[0]
+        == 0
+    )
+
+
+def test_an_input_is_never_overwritten(frames: list[Path], tmp_path: Path, run: Run) -> None:
+    before = frames[0].read_bytes()
+    status, said = run(frames[0], "-o", frames[0].parent, "--number", 5)
+    assert status == 2
+    assert "overwritten" in said
+    assert frames[0].read_bytes() == before
+    other = tmp_path / "other" / frames[0].name
+    other.parent.mkdir()
+    other.write_bytes(before)
+    status, said = run(frames[0], other, "-o", tmp_path / "out")
+    assert status == 2
+    assert "same name" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--kinds", "nova"), "nova"),
+        (("--magrange", 20, 15), "--magrange"),
+        (("--gain", -1), "--gain"),
+        (("--scene", 1), "not both"),
+    ],
+)
+def test_options_that_make_no_sense(
+    frames: list[Path], tmp_path: Path, run: Run, options: tuple[object, ...], words: str
+) -> None:
+    status, said = run(frames[0], "-o", tmp_path / "out", *options)
+    assert status == 2
+    assert words in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_scenes_need_no_input(tmp_path: Path, run: Run) -> None:
+    options = (
+        "--size",
+        200,
+        256,
+        "--seed",
+        5,
+        "--magrange",
+        17,
+        19,
+        "--kinds",
+        "transient:12,streak:2,cosmic_ray:9",
+    )
+    out = tmp_path / "scenes"
+    status, said = run("--scene", 2, "-o", out, *options)
+    assert status == 0, said
+    assert "2 images, 46 sources" in said
+    names = {f"scene_{n:05d}_{part}.fits.fz" for n in range(2) for part in ("sci", "ref", "labels")}
+    assert {path.name for path in out.glob("*.fz")} == names
+    frame = read_frame(out / "scene_00001_sci.fits.fz")
+    assert frame.shape == (200, 256)
+    assert (frame.info.gain, frame.info.read_noise, frame.info.zero_point) == (6.0, 9.0, 26.285)
+    assert (frame.info.band, frame.info.exposure_s) == ("ztfr", 30.0)
+    assert not frame.info.guessed
+    assert 1.3 < frame.info.fwhm_pix < 4
+    assert frame.info.pixel_scale_arcsec == pytest.approx(1.012, rel=1e-3)
+    table = Table.read(out / "simulated_objects.list", format="ascii.ecsv")
+    assert set(table["filename"]) == {"scene_00000_sci.fits.fz", "scene_00001_sci.fits.fz"}
+    assert (table["seed"] == 5).all()
+    assert len(expand_sources([out])) == 4  # science and reference, no labels
+    first, second = (read_frame(out / f"scene_0000{number}_sci.fits.fz").data for number in (0, 1))
+    assert np.abs(first - second).max() > 100
+    assert "2 of them finished before" in run("--scene", 2, "-o", out, *options)[1]
+    status, said = run("--scene", 1, "-o", out, "--telescope", "ztf")
+    assert status == 2
+    assert "--telescope" in said
+
+
+def test_nothing_to_do_is_said(tmp_path: Path, run: Run) -> None:
+    status, said = run("-o", tmp_path / "out")
+    assert status == 2
+    assert "--scene" in said
+    (tmp_path / "empty").mkdir()
+    status, said = run(tmp_path / "empty", "-o", tmp_path / "out")
+    assert status == 3
+
+
+def test_seeds_are_checked() -> None:
+    with pytest.raises(UsageError, match="--seed"):
+        simulate_images(["x.fits"], Path("out"), SimulateOptions(seed=-1), load_settings(None, {}))

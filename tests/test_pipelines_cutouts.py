@@ -1,0 +1,295 @@
+"""Cutouts for training: true is what was injected into the same image, and nothing sorted by eye is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from tapetum.core.errors import FormatError, InputError, UsageError
+from tapetum.images.fits import expand_sources, path_of, write_frame
+from tapetum.pipelines.cutouts import (
+    crosses_edge,
+    cut_planes,
+    make_cutouts,
+    read_cutout,
+    write_crossmatch,
+    write_cutout,
+)
+from tapetum.pipelines.search_results import (
+    image_stem,
+    match_truth,
+    read_results,
+    read_truth,
+    truth_files,
+    truth_for,
+    whole_folder,
+)
+
+SIDE = 200
+FOUND = {"one": [(50.0, 60.0), (120.0, 30.0)], "two": [(50.2, 60.1), (5.0, 150.0)]}
+TRUTH = {
+    "one": [(50.1, 60.0), (170.0, 170.0)],
+    "two": [(120.1, 30.2)],
+}  # its neighbour in the other image is no match
+
+
+def wcs_header():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [10.0, 5.0]
+    wcs.wcs.crpix, wcs.wcs.cdelt = [100.0, 100.0], [-1 / 3600, 1 / 3600]
+    return wcs.to_header()
+
+
+def make_result(folder, name, *, size=31, planes=False):
+    """A result folder as the search writes it."""
+    place = folder / name
+    (place / "cutouts").mkdir(parents=True)
+    rng = np.random.default_rng(len(name))
+    images = rng.normal(0, 1, (3, SIDE, SIDE)).astype(np.float32)
+    x, y = np.array(FOUND[name]).T
+    images[2, y.astype(int), x.astype(int)] += 50
+    ids = [f"{name}_{number:05d}" for number in range(1, len(x) + 1)]
+    n = len(x)
+    table = Table({"candidate_id": ids, "x": x, "y": y, "ra": np.full(n, 10.0), "dec": np.full(n, 5.0)})
+    for column, value in (("mag", 19.0), ("mag_err", 0.1), ("fwhm", 2.0), ("fwhm_psf", 2.1), ("snr", 12.0)):
+        table[column] = np.full(n, value)
+    table["band"], table["sign"], table["probability"] = ["ztfr"] * n, np.ones(n, np.int8), np.full(n, 0.5)
+    table.meta = {"shape": f"{SIDE} {SIDE}", "source": f"/data/{name}.fits", "pixel_scale_arcsec": "1.0"}
+    table.meta |= {"cutout_size": str(size)}
+    table.write(place / "candidates.ecsv")
+    table.write(place / "detections.ecsv")
+    for name_of, stamp, cx, cy in zip(ids, cut_planes(images, x, y, size), x, y, strict=True):
+        corner = (int(cx) - size // 2, int(cy) - size // 2)
+        write_cutout(
+            place / "cutouts" / f"{name_of}.fits", stamp, {"MAG": 19.0, "SNR": np.nan}, wcs_header(), corner
+        )
+    rows = [(k, f"{name}", a, b, 19.0, "point") for k, (a, b) in enumerate(TRUTH[name])]
+    Table(rows=rows, names=("idx", "filename", "x", "y", "mag", "kind")).write(
+        place / "simulated_objects.list", format="ascii.ecsv"
+    )
+    if planes:
+        for plane, data in zip(("science", "template", "difference"), images, strict=True):
+            write_frame(place / f"{plane}.fits.fz", data, wcs=WCS(wcs_header()), product=plane)
+    return images
+
+
+@pytest.fixture
+def results(tmp_path):
+    for name in FOUND:
+        make_result(tmp_path, name)
+    return tmp_path
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.glob("*.fits"))
+
+
+def test_images_of_one_field_do_not_mix(results):
+    report = make_cutouts(results, read_results(results), training=True)
+    assert (report.n_written, report.n_true, report.n_undecided) == (4, 1, 3)
+    assert (report.n_sources, report.n_found) == (3, 1)
+    training = results / "candidates_training"
+    assert names_in(training / "true") == ["candidate_1.fits"]
+    assert names_in(training) == ["candidate_2.fits", "candidate_3.fits", "candidate_4.fits"]
+    assert not (training / "false").exists()
+
+
+def test_the_rest_is_false_on_request(results):
+    report = make_cutouts(results, read_results(results), training=True, rest_is_false=True)
+    assert (report.n_true, report.n_false, report.n_undecided) == (1, 3, 0)
+    assert len(names_in(results / "candidates_training" / "false")) == 3
+
+
+def test_the_crossmatch_says_what_was_found(results):
+    make_cutouts(results, read_results(results), training=True)
+    table = Table.read(results / "crossmatch.dat", format="ascii.ecsv")
+    assert table["Nmatches"].tolist() == [1, 0, 0]
+    assert table["closest_candID"][0] == "one_00001"
+    assert table["filename2"].tolist()[0] == "one"
+    assert (
+        not any(table["closest_candID"][1:] != "") if not hasattr(table["closest_candID"], "mask") else True
+    )
+    before = (results / "crossmatch.dat").read_text()
+    (results / "crossmatch.dat").unlink()
+    write_crossmatch(results, read_results(results), [], 2.0)
+    assert (results / "crossmatch.dat").read_text() == before
+
+
+def test_decisions_by_eye_survive_a_second_call(results):
+    make_cutouts(results, read_results(results), training=True)
+    mine = results / "candidates_training" / "candidate_2.fits"
+    mine.rename(results / "candidates_training" / "true" / "candidate_2.fits")
+    with pytest.raises(UsageError, match="sorted by eye"):
+        make_cutouts(results, read_results(results), training=True)
+    assert len(names_in(results / "candidates_training" / "true")) == 2
+    make_cutouts(results, read_results(results), training=True, overwrite=True)
+    assert len(names_in(results / "candidates_training" / "true")) == 1
+
+
+def test_all_candidates_lie_in_one_folder_with_a_list(results):
+    report = make_cutouts(results, read_results(results))
+    assert report.n_written == 4
+    folder = results / "candidates"
+    table = Table.read(folder / "candidates_list.dat", format="ascii.ecsv")
+    assert table.colnames[:2] == ["ID", "file"]
+    assert {"RA", "Dec", "Xpos", "Ypos", "edge", "Band", "mag", "FWHM", "filename", "OriginalIma"} <= set(
+        table.colnames
+    )
+    assert table["Xpos"][0] == 51.0
+    stamps, header = read_cutout(folder / table["file"][0])
+    assert stamps.shape == (3, 31, 31)
+    assert stamps[2, 15, 15] > 40
+    assert header["CANDID"] == "one_00001"
+    assert WCS(header).all_world2pix(*WCS(wcs_header()).all_pix2world(50.0, 60.0, 0), 0) == pytest.approx(
+        [15, 15]
+    )
+    assert "SNR" in header
+
+
+def test_a_cutout_is_no_input_of_a_search(results):
+    (results / "x").mkdir()
+    fits.PrimaryHDU(np.ones((5, 5), np.float32)).writeto(results / "x" / "image.fits")
+    assert [path.rpartition("/")[2] for path in expand_sources([str(results)])] == ["image.fits"]
+
+
+def test_smaller_cutouts_keep_their_centre(results):
+    make_cutouts(results, read_results(results), size=12)
+    stamps, header = read_cutout(results / "candidates" / "candidate_1.fits")
+    assert stamps.shape == (3, 12, 12)
+    assert np.unravel_index(stamps[2].argmax(), (12, 12)) == (6, 6)
+    assert WCS(header).all_world2pix(*WCS(wcs_header()).all_pix2world(50.0, 60.0, 0), 0) == pytest.approx(
+        [6, 6]
+    )
+
+
+def test_larger_cutouts_come_from_the_kept_images(tmp_path):
+    images = make_result(tmp_path, "one", planes=True)
+    make_cutouts(tmp_path, read_results(tmp_path), size=41)
+    stamps, _ = read_cutout(tmp_path / "candidates" / "candidate_1.fits")
+    np.testing.assert_allclose(stamps[0], images[0, 40:81, 30:71], atol=0.2)
+
+
+def test_without_images_larger_cutouts_name_the_remedy(results):
+    with pytest.raises(InputError, match="--keep all"):
+        make_cutouts(results, read_results(results), size=63)
+    assert not (results / "candidates").exists()
+
+
+def test_one_image_that_cannot_be_cut_does_not_stop_the_others(results):
+    for path in (results / "one" / "cutouts").iterdir():
+        path.unlink()
+    report = make_cutouts(results, read_results(results))
+    assert report.n_written == 2
+    assert len(report.complaints) == 1
+    assert "one" in report.complaints[0]
+
+
+def test_training_without_truth_is_refused(results):
+    for name in FOUND:
+        (results / name / "simulated_objects.list").unlink()
+    with pytest.raises(InputError, match="--truth"):
+        make_cutouts(results, read_results(results), training=True)
+
+
+def test_an_edge_is_marked():
+    x, y = np.array([15.0, 14.4, 184.0, 185.0]), np.full(4, 100.0)
+    assert crosses_edge(x, y, 31, (SIDE, SIDE)).tolist() == [False, True, False, True]
+
+
+def test_trails_match_all_along_and_artefacts_never():
+    truth = Table(
+        {
+            "x": [50.0, 100.0, 20.0, 20.0],
+            "y": [50.0, 100.0, 20.0, 80.0],
+            "mag": [19.0] * 4,
+            "kind": ["streak", "comet", "cosmic_ray", "transient"],
+            "length_pix": [40.0, 0.0, 0.0, 0.0],
+            "angle_deg": [90.0, 0.0, 0.0, 0.0],
+        }
+    )
+    x, y = (
+        np.array([50.5, 54.0, 50.0, 104.0, 20.0, 21.0, 20.1]),
+        np.array([69.0, 50.0, 76.0, 100.0, 20.0, 80.0, 80.0]),
+    )
+    match = match_truth(truth, x, y, 2.0)
+    assert match.closest.tolist() == [0, 3, -1, 6]
+    assert match.owner.tolist() == [0, -1, -1, 1, -1, 3, 3]
+    assert match.all_rows[3].tolist() == [6, 5]
+    assert match.distance[0] == pytest.approx(0.5)
+
+
+def test_truth_is_read_in_three_dialects(tmp_path):
+    (tmp_path / "a_truth.json").write_text(
+        '[{"kind": "streak", "x": 3, "y": 4, "mag": 18, "length": 9, "angle": 45}, {"kind": "satellite"}]'
+    )
+    table = read_truth(tmp_path / "a_truth.json")
+    assert (len(table), table["length_pix"][0], table["kind"][0]) == (1, 9.0, "streak")
+    old = tmp_path / "simulated_objects.list"
+    old.write_text("# idx filename Xpos Ypos RA Dec mag filter\n0 b.fits 11.5 21.0 1.0 2.0 19.5 r\n")
+    table = read_truth(old)
+    assert (table["x"][0], table["y"][0], table["kind"][0]) == (10.5, 20.0, "point")
+    assert truth_files([tmp_path]) == [tmp_path / "a_truth.json", old]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# idx filename mag\n0 b.fits 19\n", "[1, 2]", "# x y mag\n0 1 bright\n", "# x y\n0 1\n", "{}"],
+)
+def test_strange_truth_is_an_error_that_names_the_file(tmp_path, text):
+    path = tmp_path / ("t.json" if text[:1] in "[{" and text else "simulated_objects.list")
+    path.write_text(text)
+    if text == "{}":
+        assert len(read_truth(path)) == 0
+        return
+    with pytest.raises(FormatError, match=path.name):
+        read_truth(path)
+
+
+def test_truth_without_file_names_belongs_to_images_that_begin_alike(tmp_path):
+    table = Table({"x": [1.0], "y": [1.0], "mag": [19.0], "filename": [""]})
+    tables = [(tmp_path / "sim_1_truth.json", table)]
+    assert truth_for("night/sim_1_sci.fits.fz", tables) is not None
+    assert truth_for("night/sim_1.fits", tables) is not None
+    assert truth_for("night/sim_11_sci.fits", tables) is None
+
+
+def test_names_without_suffix_and_extension():
+    assert image_stem("a/b.c.fits.fz[SCI,2][0]") == "b.c"
+    assert str(path_of("a/b.fits[2]")) == "a/b.fits"
+
+
+def fill(target, text):
+    with whole_folder(target) as part:
+        (part / "file").write_text(text or "")
+        if text is None:
+            raise RuntimeError("the machine burns")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "results" / "x"
+    with pytest.raises(RuntimeError):
+        fill(target, None)
+    assert list(target.parent.iterdir()) == []
+    fill(target, "old")
+    fill(target, "new")
+    assert (target / "file").read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_a_killed_run_left_behind_is_no_result(results):
+    (results / "one").rename(results / "one.0a1b2c3d.part")
+    assert [result.name for result in read_results(results)] == ["two"]
+
+
+def test_a_damaged_cutout_names_itself(tmp_path):
+    (tmp_path / "c.fits").write_bytes(b"SIMPLE")
+    with pytest.raises(FormatError, match=r"c\.fits"):
+        read_cutout(tmp_path / "c.fits")
+
+
+def test_a_folder_without_results_says_what_is_wanted(tmp_path):
+    with pytest.raises(InputError, match="images search"):
+        read_results(tmp_path)

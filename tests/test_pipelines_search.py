@@ -1,0 +1,437 @@
+"""The whole road from two images to ranked candidates, and what it does with bad, repeated and unlucky inputs."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import tomllib
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from tapetum.core.errors import InputError, UsageError
+from tapetum.core.settings import Settings
+from tapetum.finders.transients import CandidateFlag
+from tapetum.images.detect import Note
+from tapetum.images.frame import FrameInfo
+from tapetum.images.psf import PsfModel
+from tapetum.pipelines.candidates import reason_of, repeated, saturated_margin
+from tapetum.pipelines.references import References
+from tapetum.pipelines.search import SearchOptions, plan, planes_of, search, write_index
+from tapetum.pipelines.search_results import read_results
+from tapetum.pipelines.search_steps import believable_gain, good_area_deg2
+
+SHAPE = (300, 320)
+NEW = ((60.3, 80.7, 6000.0), (200.2, 150.1, 2500.0), (280.6, 250.4, 1200.0))
+GONE = (120.0, 220.0)
+FULL = (250.0, 60.0)
+KNOWN_ROW = 1
+ZERO_POINT = 26.0
+
+
+def wcs_of(turn_deg=0.0, shift=(0.0, 0.0)):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = [150.0, 20.0]
+    wcs.wcs.crpix = [160.0 + shift[0], 150.0 + shift[1]]
+    a, scale = np.deg2rad(turn_deg), 1 / 3600
+    wcs.wcs.cd = scale * np.array([[-np.cos(a), np.sin(a)], [np.sin(a), np.cos(a)]])
+    wcs.wcs.set()
+    return wcs
+
+
+def image(psf, x, y, flux, rng, *, sky, gain):
+    """Stars of a PSF on a noisy sky."""
+    data = np.full(SHAPE, sky, np.float64)
+    for stamp, column, row, light in zip(psf.stamps(x, y), x, y, flux, strict=True):
+        j, i = int(np.floor(row + 0.5)) - psf.half, int(np.floor(column + 0.5)) - psf.half
+        rows, columns = slice(max(j, 0), j + psf.size), slice(max(i, 0), i + psf.size)
+        part = data[rows, columns]
+        cut = stamp[max(-j, 0) :, max(-i, 0) :][: part.shape[0], : part.shape[1]]
+        part += light * cut
+    return (data + rng.normal(0, np.sqrt(data / gain))).astype(np.float32)
+
+
+def write(path, data, wcs, *, gain, band="ztfr", **cards):
+    header = wcs.to_header()
+    header.update({"GAIN": gain, "MAGZP": ZERO_POINT, "SATURATE": 30000.0, "FILTER": band, **cards})
+    fits.PrimaryHDU(data, header).writeto(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A science image and references of one field: one on another grid, and two that each have a part of it."""
+    rng = np.random.default_rng(7)
+    place = tmp_path_factory.mktemp("pair")
+    n = 90
+    x, y = rng.uniform(-5, 325, n), rng.uniform(-5, 305, n)
+    near = (np.hypot(x[:, None] - [p[0] for p in NEW], y[:, None] - [p[1] for p in NEW]) < 15).any(axis=1)
+    near |= np.hypot(x - GONE[0], y - GONE[1]) < 15
+    near |= np.hypot(x - FULL[0], y - FULL[1]) < 25
+    x, y = x[~near], y[~near]
+    flux = 10 ** rng.uniform(3.2, 5.0, len(x))
+    x, y, flux = np.append(x, FULL[0]), np.append(y, FULL[1]), np.append(flux, 8e5)
+    sharp, soft = PsfModel.moffat(2.4, 3.2, SHAPE), PsfModel.moffat(2.9, 3.0, SHAPE)
+    sx, sy = (np.append(v, [p[k] for p in NEW]) for k, v in enumerate((x, y)))
+    science = image(soft, sx, sy, np.append(flux, [p[2] for p in NEW]), rng, sky=120.0, gain=2.0)
+    science[200:203, 40:42] += 900.0  # a particle
+    science[:, 300] = np.nan
+    write(place / "science.fits", np.minimum(science, 32000.0), wcs_of(), gain=2.0)
+    turned = wcs_of(0.2, (1.3, -0.8))
+    ra, dec = wcs_of().all_pix2world(np.append(x, GONE[0]), np.append(y, GONE[1]), 0)
+    rx, ry = turned.all_world2pix(ra, dec, 0)
+    reference = image(sharp, rx, ry, np.append(flux, 4000.0), rng, sky=100.0, gain=20.0)
+    (place / "references").mkdir()
+    write(place / "references" / "whole.fits", np.minimum(reference, 32000.0), turned, gain=20.0)
+    write(place / "references" / "other_band.fits", reference, turned, gain=20.0, band="ztfg")
+    (place / "cells").mkdir()
+    for name, columns in (("left", slice(0, 180)), ("right", slice(150, 320))):
+        part = turned.deepcopy()
+        part.wcs.crpix = part.wcs.crpix - [columns.start, 0]
+        write(place / "cells" / f"{name}.fits", np.minimum(reference[:, columns], 32000.0), part, gain=20.0)
+    truth = Table(rows=[(k, "science.fits", a + 1, b + 1, 22.0) for k, (a, b, _) in enumerate(NEW)])
+    for old, new in zip(truth.colnames, ("idx", "filename", "Xpos", "Ypos", "mag"), strict=True):
+        truth.rename_column(old, new)
+    truth.write(place / "simulated_objects.list", format="ascii.commented_header")
+    known = Table({"ra": [wcs_of().all_pix2world(*NEW[KNOWN_ROW][:2], 0)[0]], "dec": [0.0]})
+    known["dec"] = [float(wcs_of().all_pix2world(*NEW[KNOWN_ROW][:2], 0)[1])]
+    known.write(place / "variables.ecsv")
+    stars = Table({"ra": ra[:-1], "dec": dec[:-1], "r": ZERO_POINT + 0.3 - 2.5 * np.log10(flux)})
+    stars.write(place / "stars.ecsv")
+    return place
+
+
+def run(folder, out, *, reference="references", **options):
+    named = (str(folder / reference),) if reference else ()
+    return search(
+        planes_of([str(folder / "science.fits")]), out, SearchOptions(references=named, **options), Settings()
+    )
+
+
+@pytest.fixture(scope="module")
+def result(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    outcomes = run(folder, out, known=(folder / "variables.ecsv",), keep="all")
+    assert [outcome.problem for outcome in outcomes] == [None]
+    return read_results(out)[0]
+
+
+def nearest(table, x, y):
+    distance = np.hypot(np.asarray(table["x"], float) - x, np.asarray(table["y"], float) - y)
+    return distance, int(distance.argmin())
+
+
+def test_what_is_new_and_what_is_gone_is_found(result):
+    table = result.candidates
+    for x, y, flux in NEW:
+        distance, row = nearest(table, x, y)
+        assert distance[row] < 0.5
+        assert table["sign"][row] == 1
+        assert table["flux"][row] == pytest.approx(flux, rel=0.1)
+        assert table["mag"][row] == pytest.approx(ZERO_POINT - 2.5 * np.log10(flux), abs=0.12)
+        assert table["fwhm"][row] / table["fwhm_psf"][row] == pytest.approx(1, abs=0.25)
+    distance, row = nearest(table, *GONE)
+    assert distance[row] < 0.5
+    assert table["sign"][row] == -1
+    assert len(table) <= len(NEW) + 2  # the rest of an image without artefacts is noise
+
+
+def test_candidates_are_ranked_and_unscored(result):
+    table = result.candidates
+    assert (np.diff(np.asarray(table["snr"], float)) <= 0).all()
+    assert all(table["score"].mask)
+    assert all(table["probability"].mask)
+    assert ((np.asarray(table["flags"]) & CandidateFlag.UNSCORED) != 0).all()
+    assert table["flags"].dtype == np.int32
+    assert (np.asarray(table["band"]) == "ztfr").all()
+
+
+def test_the_particle_is_seen_and_ruled_out(result):
+    detections = Table.read(result.folder / "detections.ecsv")
+    distance, row = nearest(detections, 40.5, 201)
+    assert distance[row] < 3
+    assert "cosmic" in detections["reason"][row]
+    assert nearest(result.candidates, 40.5, 201)[0].min() > 10
+
+
+def test_the_surroundings_of_a_saturated_star_are_ruled_out(result):
+    assert nearest(result.candidates, *FULL)[0].min() > 5
+    near = Table.read(result.folder / "surroundings.ecsv")
+    saturated = near[np.asarray(near["kind"]) == "saturated"]
+    assert np.hypot(saturated["x"] - FULL[0], saturated["y"] - FULL[1]).min() < 1.5
+
+
+def test_known_objects_are_named_and_kept_where_there_is_a_reference(result):
+    _, row = nearest(result.candidates, *NEW[KNOWN_ROW][:2])
+    assert result.candidates["match"][row] == "variables 0"
+    assert result.candidates["match_distance"][row] < 0.5
+    assert result.candidates["flags"][row] & CandidateFlag.KNOWN
+
+
+def test_a_result_folder_is_complete(result):
+    names = {path.name for path in result.folder.iterdir()}
+    assert names >= {
+        "candidates.ecsv",
+        "detections.ecsv",
+        "settings.toml",
+        "search.log",
+        "report.html",
+        "cutouts",
+    }
+    assert names >= {"difference.fits.fz", "science.fits.fz", "template.fits.fz", "surroundings.ecsv"}
+    page = (result.folder / "report.html").read_text()
+    assert "Best candidates" in page
+    assert 'src="http' not in page  # all in one file
+    assert 'href="http' not in page
+    run_ = tomllib.loads((result.folder / "settings.toml").read_text())["run"]
+    assert run_["n_candidates"] == len(result.candidates)
+    assert run_["method"] == "kernel"
+
+
+def test_cutouts_have_gmadets_keywords_and_a_wcs(result):
+    row = nearest(result.candidates, *NEW[0][:2])[1]
+    name = result.candidates["candidate_id"][row]
+    with fits.open(result.folder / "cutouts" / f"{name}.fits") as hdus:
+        header, shapes = hdus[0].header, [hdu.data.shape for hdu in hdus]
+        assert shapes == [(63, 63)] * 3
+        assert hdus["SCIENCE"].data[31, 31] > 5 * np.nanstd(hdus["TEMPLATE"].data[25:38, 25:38])
+        assert WCS(header).all_world2pix(header["RA"], header["DEC"], 0) == pytest.approx([31, 31], abs=0.8)
+    assert set(header) >= {
+        "MAG",
+        "MAGERR",
+        "FWHM",
+        "FWHMPSF",
+        "FILTER",
+        "RA",
+        "DEC",
+        "XPOS",
+        "YPOS",
+        "FILE",
+        "EDGE",
+    }
+    assert header["XPOS"] == pytest.approx(NEW[0][0] + 1, abs=0.5)
+    assert header["CANDID"] == name
+    assert header["EDGE"] == "False"
+
+
+def test_the_truth_is_carried_along_under_the_new_name(result):
+    truth = Table.read(result.folder / "simulated_objects.list", format="ascii.ecsv")
+    assert list(truth["filename"]) == ["science"] * 3
+    assert list(truth["original"]) == ["science.fits"] * 3
+    assert np.asarray(truth["x"]) == pytest.approx([p[0] for p in NEW])
+
+
+def test_finished_images_are_skipped_until_something_changes(folder, tmp_path):
+    first = run(folder, tmp_path, cutouts="none", keep="none")[0]
+    stamp = (first.folder / "candidates.ecsv").stat().st_mtime_ns
+    again = run(folder, tmp_path, cutouts="none", keep="none")[0]
+    assert again.skipped
+    assert (again.n_candidates, again.n_detections) == (first.n_candidates, first.n_detections)
+    assert (first.folder / "candidates.ecsv").stat().st_mtime_ns == stamp
+    other = run(folder, tmp_path, cutouts="none", keep="none", threshold=8.0)[0]
+    assert not other.skipped
+    assert other.n_detections < first.n_detections
+
+
+def test_cells_are_joined_either_way(folder, tmp_path):
+    for cells in ("mosaic", "individual"):
+        outcome = run(folder, tmp_path / cells, reference="cells", cells=cells, cutouts="none")[0]
+        assert outcome.problem is None
+        table = Table.read(outcome.folder / "candidates.ecsv")
+        for x, y, _ in NEW:
+            assert (nearest(table, x, y)[0] < 1).sum() == 1
+        with fits.open(outcome.folder / "difference.fits.fz") as hdus:
+            assert np.isfinite(hdus[1].data[20:-20, 20:290]).mean() > 0.99
+
+
+def test_without_a_reference_the_image_itself_is_searched(folder, tmp_path):
+    outcome = run(folder, tmp_path, reference=None, known=(folder / "stars.ecsv",), match_radius_arcsec=1.5)[
+        0
+    ]
+    assert outcome.problem is None
+    table = Table.read(outcome.folder / "candidates.ecsv")
+    assert all(nearest(table, x, y)[0].min() < 1 for x, y, _ in NEW)
+    assert (np.asarray(table["sign"]) == 1).all()
+    detections = Table.read(outcome.folder / "detections.ecsv")
+    named = (np.asarray(detections["flags"]) & CandidateFlag.KNOWN) != 0
+    assert named.sum() > 40  # the stars of the catalogue are detections and no candidates
+    assert len(table) < 0.5 * len(detections)
+
+
+def test_a_catalogue_gives_the_zero_point(folder, tmp_path):
+    outcome = run(
+        folder, tmp_path, catalogue=folder / "stars.ecsv", refine_wcs=True, cutouts="none", keep="none"
+    )[0]
+    meta = Table.read(outcome.folder / "candidates.ecsv").meta
+    assert float(meta["zero_point"]) == pytest.approx(ZERO_POINT + 0.3, abs=0.02)
+    assert float(meta["zero_point_error"]) < 0.02
+    assert "stars.ecsv" in meta["zero_point_origin"]
+    assert "astrometry refined" in (outcome.folder / "search.log").read_text()
+
+
+def test_zogy_finds_them_too(folder, tmp_path):
+    outcome = run(folder, tmp_path, method="zogy", cutouts="none", keep="none")[0]
+    assert outcome.problem is None
+    table = Table.read(outcome.folder / "candidates.ecsv")
+    assert all(nearest(table, x, y)[0].min() < 1 for x, y, _ in NEW)
+
+
+def test_a_bad_image_stops_nobody_and_leaves_its_reason(folder, tmp_path):
+    bad = tmp_path / "broken.fits"
+    bad.write_bytes((folder / "science.fits").read_bytes()[:20000])
+    out = tmp_path / "out"
+    options = SearchOptions(references=(str(folder / "references"),), cutouts="none", keep="none")
+    outcomes = search([str(bad), str(folder / "science.fits")], out, options, Settings())
+    assert "broken.fits" in outcomes[0].problem
+    assert outcomes[1].problem is None
+    assert "failed" in (out / "broken" / "search.log").read_text()
+    assert not (out / "broken" / "candidates.ecsv").exists()
+    assert len(read_results(out)) == 1
+    again = search([str(bad), str(folder / "science.fits")], out, options, Settings())
+    assert [o.skipped for o in again] == [False, True]  # what failed is tried again
+    write_index(out)
+    assert "broken" in (out / "report.html").read_text()
+
+
+def test_workers_give_the_same_result(folder, tmp_path):
+    other = tmp_path / "again" / "science.fits"
+    other.parent.mkdir()
+    other.write_bytes((folder / "science.fits").read_bytes())
+    options = SearchOptions(references=(str(folder / "references"),), cutouts="none", keep="none")
+    sources = [str(folder / "science.fits"), str(other)]
+    outcomes = search(sources, tmp_path / "out", options, Settings(), jobs=2)
+    assert [outcome.folder.name for outcome in outcomes] == ["science", "again_science"]
+    first, second = (Table.read(outcome.folder / "candidates.ecsv") for outcome in outcomes)
+    assert np.array_equal(first["x"], second["x"])
+
+
+def test_images_of_one_name_get_folders_of_their_own(tmp_path):
+    names = [str(tmp_path / a / b / "x.fits") for a in "pq" for b in ("night", "day")]
+    folders = [task.folder.name for task in plan(names, tmp_path / "out", SearchOptions())]
+    assert len(set(folders)) == 4
+    assert folders[0] == "x"
+    assert folders[1] == "day_x"
+
+
+def test_extensions_are_images_of_their_own(tmp_path, rng):
+    planes = [
+        fits.ImageHDU(rng.normal(100, 5, (40, 50)).astype(np.float32), name=name) for name in ("A", "B")
+    ]
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "two.fits")
+    sources = planes_of([str(tmp_path / "two.fits"), str(tmp_path / "missing.fits")])
+    assert sources == [*(f"{tmp_path / 'two.fits'}[{k}]" for k in (1, 2)), str(tmp_path / "missing.fits")]
+    tasks = plan(sources, tmp_path / "out", SearchOptions())
+    assert [task.folder.name for task in tasks] == ["two_1", "two_2", "missing"]
+
+
+def test_a_strange_folder_is_not_replaced(folder, tmp_path):
+    (tmp_path / "science").mkdir()
+    (tmp_path / "science" / "thesis.txt").write_text("mine")
+    outcome = run(folder, tmp_path, cutouts="none", keep="none")[0]
+    assert outcome.folder.name != "science"
+    assert (tmp_path / "science" / "thesis.txt").read_text() == "mine"
+
+
+def test_references_are_chosen_by_sky_and_band(folder, tmp_path, rng):
+    from tapetum.images.fits import read_frame
+
+    frame = read_frame(folder / "science.fits")
+    assert [cell.name for cell in References.open([str(folder / "references")]).frames_for(frame)] == [
+        "whole"
+    ]
+    assert len(list(References.open([str(folder / "cells")]).frames_for(frame))) == 2
+    far = wcs_of()
+    far.wcs.crval = [10.0, -40.0]
+    (tmp_path / "far").mkdir()
+    write(tmp_path / "far" / "far.fits", rng.normal(100, 5, SHAPE).astype(np.float32), far, gain=1.0)
+    with pytest.raises(InputError, match="overlaps"):
+        next(References.open([str(tmp_path / "far")]).frames_for(frame))
+    with pytest.raises(InputError, match="no such"):
+        References.open([str(tmp_path / "nothing.fits")])
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """An archive that gives one image, whatever it is asked for."""
+
+    content = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *words):
+        pass
+
+
+def test_a_reference_comes_from_an_archive_where_no_file_covers_the_image(folder, tmp_path):
+    archive = type("Archive", (Answers,), {"content": (folder / "references" / "whole.fits").read_bytes()})
+    with http.server.HTTPServer(("127.0.0.1", 0), archive) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = Settings(archives={"hips_url": f"http://127.0.0.1:{server.server_port}/"})
+        options = SearchOptions(references=("hips:CDS/P/Test",), cutouts="none", keep="none")
+        outcome = search([str(folder / "science.fits")], tmp_path, options, settings)[0]
+        server.shutdown()
+    assert outcome.problem is None
+    table = Table.read(outcome.folder / "candidates.ecsv")
+    assert all(nearest(table, x, y)[0].min() < 1 for x, y, _ in NEW)
+    assert "fetching hips:CDS/P/Test" in (outcome.folder / "search.log").read_text()
+
+
+def test_distance_to_saturated_areas_counts_their_size():
+    saturated = np.zeros((60, 60), bool)
+    saturated[20:31, 20:31] = True  # radius sqrt(121 / pi) = 6.2
+    margin = saturated_margin(saturated, np.array([40.0, 25.0]), np.array([25.0, 25.0]))
+    assert margin == pytest.approx([10 - 0.7 * 6.206, -0.7 * 6.206], abs=0.01)
+    assert np.isinf(saturated_margin(np.zeros((5, 5), bool), np.array([1.0]), np.array([1.0]))).all()
+
+
+def test_only_the_worse_of_two_cells_is_a_repetition():
+    x, y = np.array([10.0, 10.4, 30.0]), np.array([10.0, 10.0, 30.0])
+    worse = repeated(x, y, np.array([7.0, 9.0, 5.0]), np.array([0, 1, 1]), np.full(3, 2.0))
+    assert worse.tolist() == [True, False, False]
+    same_cell = repeated(x, y, np.array([7.0, 9.0, 5.0]), np.array([1, 1, 1]), np.full(3, 2.0))
+    assert not same_cell.any()
+
+
+def test_reasons_are_vetoes_only():
+    assert reason_of(int(CandidateFlag.UNSCORED | CandidateFlag.KNOWN)) == ""
+    assert reason_of(int(CandidateFlag.DIPOLE | CandidateFlag.FWHM)) == "dipole, fwhm"
+    assert Note.SHARP.name == "SHARP"
+
+
+@pytest.mark.parametrize(
+    ("gain", "guessed", "sky", "expected"),
+    [
+        (2.0, False, 100.0, 2.0),  # sqrt(100 / 2) = 7.1 of a noise of 8: possible
+        (0.1, False, 100.0, 100 / 64),  # it would be 32
+        (1.0, True, 100.0, 100 / 64),
+        (1.0, True, 0.5, np.inf),  # the sky is gone, and with it every hint
+        (1.0, False, -3.0, 1.0),
+    ],
+)
+def test_an_impossible_gain_is_not_believed(gain, guessed, sky, expected):
+    info = FrameInfo(gain=gain, origin={"gain": "guessed: 1" if guessed else "header GAIN"})
+    assert believable_gain(info, sky, 8.0) == pytest.approx(expected)
+
+
+def test_the_searched_area_leaves_bad_pixels_out():
+    mask = np.zeros((100, 200), np.uint8)
+    mask[:, :20] = 1
+    data = np.zeros((100, 200), np.float32)
+    data[:10, 100:] = np.nan
+    area = good_area_deg2(mask, data, 2.0)
+    assert area == pytest.approx((100 * 180 - 1000) * (2 / 3600) ** 2)
+    assert np.isnan(good_area_deg2(mask, data, None))
+
+
+def test_where_every_name_is_taken_by_strangers_nothing_is_overwritten(tmp_path):
+    source = str(tmp_path / "a" / "x.fits")
+    for _ in range(3):  # x, a_x and the name with a hash
+        plan([source], tmp_path, SearchOptions())[0].folder.mkdir()
+    with pytest.raises(UsageError, match="not the result of a search"):
+        search([source], tmp_path, SearchOptions(), Settings())
