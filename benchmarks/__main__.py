@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import alerts, detection, ingest, kill, remap, simulation, slurm, subtraction
+from benchmarks import alerts, detection, ingest, kill, remap, search, simulation, slurm, subtraction
 from benchmarks.common import machine
 
 
@@ -18,6 +18,7 @@ def main() -> None:
     remap.run()
     subtraction.run()
     detection.run()
+    search.run()
     simulation.run()
     slurm.run()
 

@@ -23,6 +23,8 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the numpydoc sections say more: shapes and units
 autodoc_mock_imports = ["torch", "onnxscript"]  # the page of the room `training` builds without the extra
+# the word `shape` in a type is no reference, though several classes have an attribute of that name
+suppress_warnings = ["ref.python"]
 exclude_patterns = ["_build", "_ext"]
 html_theme = "pydata_sphinx_theme"
 html_title = "Tapetum"

@@ -13,8 +13,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from tapetum.cli.app import app
+from tapetum.core.errors import InputError
 
 COLUMNS = (
     "alert_id", "object_id", "survey", "mjd", "ra", "dec", "model", "model_version", "score", "probability", "flags",
@@ -77,12 +79,44 @@ def test_every_verb_has_an_example_of_itself(words):
     assert f"Example: tapetum {' '.join(words)}" in command.help
 
 
+IMAGE_VERBS = ("info", "simulate", "align", "subtract", "detect", "search")
+RESULT_VERBS = ("cutouts", "completeness")  # these read what a search has written, not images
+
+
+def options_of(*words):
+    """Option names of a verb, the long ones."""
+    command = next(command for path, command in leaves() if path == words)
+    return {name for option in command.params for name in option.opts if name.startswith("-")}
+
+
+def test_every_verb_on_images_takes_a_telescope():
+    verbs = [path[1] for path, _ in leaves() if path[0] == "images" and path[1] != "telescopes"]
+    assert sorted(verbs) == sorted((*IMAGE_VERBS, *RESULT_VERBS))
+    for verb in IMAGE_VERBS:
+        assert {"--telescope", "--mask"} <= options_of("images", verb), verb
+        if verb != "info":  # it only shows
+            assert {"-o", "--out", "--jobs", "--scheduler", "--overwrite"} <= options_of("images", verb), verb
+        arguments = ["images", verb, "x.fits", "--telescope", "nonesuch", *NEEDED.get(verb, ("-o", "out"))]
+        problem = CliRunner().invoke(app, arguments).exception
+        assert isinstance(problem, InputError), verb
+        assert "nonesuch" in str(problem)
+
+
+NEEDED = {
+    "info": (),
+    "align": ("-o", "out", "--onto", "y.fits"),
+    "subtract": ("-o", "out", "--reference", "y.fits"),
+}
+
+
 def test_version_and_completion():
     version = run("--version")
     assert version.returncode == 0
     assert re.fullmatch(r"tapetum \d+\.\d+\S*\n", version.stdout)
     # which shell is running is not asked, since a test may run under none
-    shown = run("--show-completion", "bash", environment={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+    shown = run(
+        "--show-completion", "bash", environment={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    )
     assert shown.returncode == 0
     assert re.search(r"^complete .*-F (\w+) tapetum$", shown.stdout, re.MULTILINE)
     asked = {"_TAPETUM_COMPLETE": "complete_bash", "COMP_WORDS": "tapetum alerts ", "COMP_CWORD": "2"}

@@ -131,3 +131,28 @@ def test_settings_lists_every_key_with_its_value(monkeypatch: pytest.MonkeyPatch
     assert {key.split(".")[0] for key in rows if "." in key} == sections
     assert all(row["description"] for row in rows.values())
     assert "store.url = None  (default None)" in call("--settings").stdout
+
+
+def test_the_self_test_of_images_fails_when_a_flux_or_a_source_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dataclasses import replace
+
+    from tapetum.pipelines import search_steps
+
+    found = search_steps.detect_difference
+
+    def too_bright(*arguments: Any, **options: Any) -> Any:
+        seen = found(*arguments, **options)
+        return replace(seen, flux=1.3 * seen.flux)
+
+    def blind(*arguments: Any, **options: Any) -> Any:
+        return found(*arguments, **options)[:0]
+
+    selftest.check_images()
+    monkeypatch.setattr(search_steps, "detect_difference", too_bright)
+    with pytest.raises(TapetumError, match=r"1\.\d\d of its flux"):
+        selftest.check_images()
+    monkeypatch.setattr(search_steps, "detect_difference", blind)
+    with pytest.raises(TapetumError, match="is not found"):
+        selftest.check_images()

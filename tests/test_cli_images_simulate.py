@@ -18,6 +18,8 @@ from tapetum.cli.images_simulate import simulate
 from tapetum.core.errors import TapetumError, UsageError
 from tapetum.core.log import configure_logging
 from tapetum.core.settings import load_settings
+from tapetum.images.background import estimate_background
+from tapetum.images.extract import extract_sources
 from tapetum.images.fits import expand_sources, read_frame
 from tapetum.pipelines.simulate import SimulateOptions, simulate_images
 from tapetum.simulate.truth import GMADET_COLUMNS
@@ -101,6 +103,31 @@ def test_sources_are_put_into_real_frames(frames: list[Path], tmp_path: Path, ru
     settings = tomllib.loads((out / "a_sci.fits.settings.toml").read_text())
     assert settings["run"]["seed"] == 7
     assert sorted(expand_sources([out])) == sorted(str(out / path.name) for path in frames)
+
+
+def test_the_zero_point_is_measured_with_a_catalogue(frames: list[Path], tmp_path: Path, run: Run) -> None:
+    frame = read_frame(frames[0])
+    sky = estimate_background(frame.data, frame.mask)
+    found = extract_sources(frame.data - sky.level, sky.noise, frame.mask, threshold=5)
+    bright = (found.snr > 50) & (found.flags == 0)
+    ra, dec = frame.wcs.all_pix2world(found.x[bright], found.y[bright], 0)
+    assert frame.info.zero_point is not None
+    mag = frame.info.zero_point + 0.25 - 2.5 * np.log10(found.flux[bright])
+    Table({"ra": ra, "dec": dec, "r": mag}).write(tmp_path / "stars.ecsv")
+    options = ("--number", 5, "--magrange", 15, 17, "--catalogue", tmp_path / "stars.ecsv")
+    status, said = run(frames[0], "-o", tmp_path / "out", *options)
+    assert status == 0, said
+    assert "zero point" in said
+    table = Table.read(tmp_path / "out" / "simulated_objects.list", format="ascii.ecsv")
+    put_in = np.asarray(table["mag"] + 2.5 * np.log10(table["flux"]))
+    np.testing.assert_allclose(put_in, frame.info.zero_point + 0.25, atol=0.1)
+    both = run(frames[0], "-o", tmp_path / "out", *options, "--zero-point", 26)
+    assert both[0] == 2
+    empty = tmp_path / "elsewhere.ecsv"
+    Table({"ra": [10.0], "dec": [-80.0], "r": [15.0]}).write(empty)
+    status, said = run(frames[0], "-o", tmp_path / "none", *options[:5], "--catalogue", empty)
+    assert status == 3
+    assert "cannot be measured" in said
 
 
 def test_the_number_of_workers_changes_nothing(frames: list[Path], tmp_path: Path, run: Run) -> None:

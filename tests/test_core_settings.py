@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tomllib
 from pathlib import Path
 
@@ -81,3 +82,8 @@ def test_passwords_are_never_written(tmp_path):
     text = (tmp_path / "out.toml").read_text()
     assert "secret" not in text
     assert text.count("reader:***@host") == 2
+
+
+def test_settings_travel_to_other_processes():
+    settings = load_settings(None, {"jobs": 3, "store.url": "sqlite:///night.db"})
+    assert pickle.loads(pickle.dumps(settings)) == settings

@@ -18,6 +18,7 @@ from tapetum.finders.transients import (
     Transients,
     flag_names,
     load,
+    misfit,
 )
 from tapetum.models.card import ModelCard, write_card
 from tapetum.models.flags import InputFlag
@@ -145,6 +146,20 @@ def test_a_network_of_several_numbers_is_refused():
     raw, card = make_network(columns=("point", "streak"))
     with pytest.raises(InputError, match="one number"):
         Transients(Model(card, raw, "here"))
+
+
+@pytest.mark.parametrize(
+    ("features", "stamps", "problem"),
+    [
+        (("snr",), ("science", "template", "difference"), ""),
+        (("snr",), ("science",), "template, difference"),
+        (("snr", "magpsf"), ("science", "template", "difference"), "magpsf"),
+    ],
+)
+def test_a_network_that_can_score_nothing_says_why(features, stamps, problem):
+    found = misfit(make_network(features=features)[1], stamps, ("snr", "mag"))
+    assert (found == "") == (problem == "")
+    assert problem in found
 
 
 def test_a_named_network_must_be_there():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sep
 from astropy.io import fits
+from scipy.interpolate import CubicSpline
 
 from tapetum.core.errors import InputError
 from tapetum.images.background import estimate_background
@@ -52,6 +53,27 @@ def test_a_bright_galaxy_does_not_become_sky(rng):
     assert found.noise.max() < 40
     corners = np.hypot(x - 352, y - 352) > 330
     assert np.abs(found.level - level)[corners].max() < 4
+
+
+@pytest.mark.parametrize("side", [150, 400])
+def test_the_map_is_a_spline_through_the_boxes(side):
+    """With a box per block the mesh is known: between its centres the map is scipy's spline, beyond them straight."""
+    box = 50
+    n = side // box
+    mesh = np.add.outer(np.sin(np.arange(n)), np.cos(1.7 * np.arange(n))) * 20 + 500
+    noise = np.random.default_rng(1).normal(0, 0.01, (side, side))
+    image = (np.kron(mesh, np.ones((box, box))) + noise).astype(np.float32)
+    found = estimate_background(image, box=box, filter_size=1).level
+    at, centres = np.arange(side), np.arange(n) * box + (box - 1) / 2
+    bc = "not-a-knot" if n > 3 else "natural"
+    wanted = mesh
+    for axis in (0, 1):
+        wanted = CubicSpline(centres, wanted, axis=axis, bc_type=bc)(at)
+    inner = np.flatnonzero((at >= centres[0]) & (at <= centres[-1]))
+    assert np.abs(found - wanted)[np.ix_(inner, inner)].max() < 0.05
+    for outer in (at < centres[0], at > centres[-1]):
+        steps = np.diff(found[outer], 2, axis=0), np.diff(found[:, outer], 2, axis=1)
+        assert max(np.abs(step).max() for step in steps) < 1e-3
 
 
 def test_odd_sizes_and_single_boxes(rng):

@@ -93,6 +93,17 @@ def test_a_varying_moffat_psf_is_recovered(fwhm, n_stars, typical, worst, bias):
     assert model.fwhm_at(SIDE / 2, SIDE / 2) == pytest.approx(np.hypot(fwhm, 0.9), rel=0.05)
 
 
+@pytest.mark.parametrize("n_max", [60, 400])
+def test_threads_do_not_change_a_psf(n_max):
+    image, *_ = star_field(1.7, 260, np.random.default_rng(3))
+    maps = [estimate_background(image, threads=n) for n in (1, 3)]
+    np.testing.assert_array_equal(maps[0].level, maps[1].level)
+    np.testing.assert_array_equal(maps[0].noise, maps[1].noise)
+    one, many = (measure_psf(image, maps[0], None, FrameInfo(), n_max=n_max, threads=n) for n in (1, 3))
+    np.testing.assert_array_equal(one.coefficients, many.coefficients)
+    assert 10 < one.quality.n_stars <= n_max
+
+
 def test_fluxes_and_positions_of_faint_stars_are_unbiased():
     rng = np.random.default_rng(8)
     image, x, y, flux = star_field(2.0, 220, rng)
@@ -297,4 +308,4 @@ def test_a_real_ztf_frame_is_described(ztf):
     middling = (unused.snr > 30) & (unused.snr < 300)
     assert middling.sum() > 10
     assert 0.6 < np.median(fit.chi2[middling]) < 1.5
-    assert np.median(np.hypot(fit.x - unused.x, fit.y - unused.y)) < 0.05
+    assert np.median(np.hypot(fit.x - unused.x, fit.y - unused.y)) < 0.06  # two kinds of centre, 1.4 px FWHM

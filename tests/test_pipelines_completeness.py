@@ -21,7 +21,13 @@ from tapetum.pipelines.completeness import (
     wilson,
 )
 from tapetum.pipelines.completeness_report import build_page, plots, summary, write_report
-from tapetum.pipelines.search_results import SearchResult, read_results
+from tapetum.pipelines.search_results import (
+    SearchResult,
+    Unsearched,
+    read_results,
+    read_unsearched,
+    unsearched_words,
+)
 from tapetum.report.page import render_page
 from tapetum.report.points import Points, Rings, image_svg, points_svg
 
@@ -66,6 +72,7 @@ def make_folder(folder, rng, *, names=("a", "b"), n=60, n_false=7, bands=("ztfg"
             {"kind": ["galaxy", "saturated"], "x": [50.0, 300.0], "y": [50.0, 300.0], "radius": [3.0, 9.0]}
         )
         near.write(place / "surroundings.ecsv")
+        (place / "settings.toml").write_text('[run]\nverb = "images search"\n')
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +235,46 @@ def test_rings_stand_where_the_pixel_is():
     svg = image_svg(np.zeros((10, 20), np.float32), [rings], step=2, width=400)
     assert 'cx="5.0" cy="195.0"' in svg
     assert 'href="data:image/png' in svg
+
+
+def test_its_own_report_is_no_result(tmp_path):
+    make_folder(tmp_path, np.random.default_rng(6))
+    write_report(
+        tmp_path / "completeness", measure(recover(read_results(tmp_path)), np.random.default_rng(6)), []
+    )
+    assert (tmp_path / "completeness" / "candidates.ecsv").is_file()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "candidates.ecsv").write_text("somebody else's")
+    (tmp_path / "other" / "settings.toml").write_text('[run]\nverb = "alerts score"\n')
+    assert [result.name for result in read_results(tmp_path)] == ["a", "b"]
+
+
+def test_an_image_that_could_not_be_searched_is_told(tmp_path):
+    rng = np.random.default_rng(6)
+    make_folder(tmp_path / "results", rng)
+    night = tmp_path / "night"
+    night.mkdir()
+    (tmp_path / "results" / "b" / "simulated_objects.list").rename(night / "simulated_objects.list")
+    (tmp_path / "results" / "b" / "candidates.ecsv").unlink()
+    words = f'[run]\nverb = "images search"\nproblem = "no stars"\nsource = "{night / "b.fits"}"\n'
+    (tmp_path / "results" / "b" / "settings.toml").write_text(words)
+    results = read_results(tmp_path / "results")
+    failed = read_unsearched(tmp_path / "results")
+    assert failed == [Unsearched("b", str(night / "b.fits"), 58)]  # of 60, two are cosmic rays
+    told = unsearched_words(failed, len(results))
+    assert told == "1 image of 2 could not be searched, its 58 simulated sources are not counted: b"
+    figures = measure(recover(results), rng)
+    assert told in render_page(build_page(figures, [], told))
+    assert "of 58 simulated sources found" in summary(figures)
+    assert unsearched_words([], 2) == ""
+
+
+def test_a_faint_source_is_not_found_through_its_bright_neighbour(tmp_path):
+    make_folder(tmp_path, np.random.default_rng(6), names=("a",), bands=("ztfr",), n=30, depth=30)
+    table = Table.read(tmp_path / "a" / "simulated_objects.list", format="ascii.ecsv")
+    faint = dict(zip(table.colnames, table[10], strict=True)) | {"mag": table["mag"][10] + 2}
+    table.add_row(faint | {"x": faint["x"] + 1.2})
+    table.write(tmp_path / "a" / "simulated_objects.list", format="ascii.ecsv", overwrite=True)
+    found = recover(read_results(tmp_path)).injected["found"]
+    assert found[10]
+    assert not found[-1]

@@ -61,6 +61,7 @@ def make_result(folder, name, *, size=31, planes=False):
     table.meta |= {"cutout_size": str(size)}
     table.write(place / "candidates.ecsv")
     table.write(place / "detections.ecsv")
+    (place / "settings.toml").write_text('[run]\nverb = "images search"\n')
     for name_of, stamp, cx, cy in zip(ids, cut_planes(images, x, y, size), x, y, strict=True):
         corner = (int(cx) - size // 2, int(cy) - size // 2)
         write_cutout(
@@ -83,6 +84,33 @@ def results(tmp_path):
     return tmp_path
 
 
+def test_a_cutout_is_standard_fits(tmp_path):
+    """The parts are laid out by hand: astropy must read back what was meant, without a word."""
+    stamps = np.random.default_rng(2).normal(size=(3, 7, 9)).astype(np.float32)
+    cards = {
+        "MAG": 19.123456789012345, "FLUX": -1e22, "TINY": 1e-300, "FILE": "it's " + "x" * 62, "QUOTES": "'" * 67,
+        "NAME": "é", "SIGN": -1, "EDGE": True, "PROB": np.nan, "N": np.int32(4),
+    }  # fmt: skip
+    write_cutout(tmp_path / "a.fits", stamps, cards, wcs_header(), (20, 30))
+    write_cutout(tmp_path / "b.fits", stamps, cards)
+    with fits.open(tmp_path / "a.fits") as hdus, fits.open(tmp_path / "b.fits") as plain:
+        hdus.verify("exception")
+        plain.verify("exception")
+        assert [hdu.name for hdu in hdus] == ["DIFFERENCE", "SCIENCE", "TEMPLATE"]
+        for hdu, stamp in zip(hdus, stamps[[2, 0, 1]], strict=True):
+            np.testing.assert_array_equal(hdu.data, stamp)
+            ours = WCS(hdu.header).all_pix2world(1, 2, 0)
+            np.testing.assert_allclose(ours, WCS(wcs_header()).all_pix2world(21, 32, 0), rtol=1e-12)
+        for head in (hdus[0].header, plain[0].header):
+            assert {key: head[key] for key in cards if key not in ("NAME", "PROB")} == {
+                key: value for key, value in cards.items() if key not in ("NAME", "PROB")
+            }
+            assert (head["NAME"], head["TAPPROD"]) == ("?", "cutout")
+            assert "PROB" not in head
+        assert "CRPIX1" not in plain[0].header
+    assert (tmp_path / "a.fits").stat().st_size % 2880 == 0
+
+
 def names_in(folder):
     return sorted(path.name for path in folder.glob("*.fits"))
 
@@ -95,6 +123,15 @@ def test_images_of_one_field_do_not_mix(results):
     assert names_in(training / "true") == ["candidate_1.fits"]
     assert names_in(training) == ["candidate_2.fits", "candidate_3.fits", "candidate_4.fits"]
     assert not (training / "false").exists()
+
+
+def test_artefacts_that_were_put_in_are_no_sources(results):
+    path = results / "one" / "simulated_objects.list"
+    table = Table.read(path, format="ascii.ecsv")
+    table["kind"] = ["point", "cosmic_ray"]
+    table.write(path, format="ascii.ecsv", overwrite=True)
+    report = make_cutouts(results, read_results(results), training=True)
+    assert (report.n_sources, report.n_found) == (2, 1)
 
 
 def test_the_rest_is_false_on_request(results):
@@ -219,6 +256,28 @@ def test_trails_match_all_along_and_artefacts_never():
     assert match.owner.tolist() == [0, -1, -1, 1, -1, 3, 3]
     assert match.all_rows[3].tolist() == [6, 5]
     assert match.distance[0] == pytest.approx(0.5)
+
+
+def test_matches_are_one_to_one_and_the_bright_choose_first():
+    truth = Table(
+        {
+            "x": [50.0, 51.0, 50.0, 90.0, 90.0],
+            "y": [50.0, 50.0, 51.5, 90.0, 90.0],
+            "mag": [21.0, 17.0, 20.0, 16.0, 19.0],
+            "kind": ["transient", "transient", "transient", "streak", "transient"],
+            "length_pix": [0.0, 0.0, 0.0, 30.0, 0.0],
+            "angle_deg": [0.0] * 5,
+        }
+    )
+    x, y = np.array([50.4, 50.0, 90.1, 80.0, 100.0]), np.array([50.0, 51.0, 90.0, 90.5, 90.2])
+    match = match_truth(truth, x, y, 2.0)
+    # the bright one takes what lies a little nearer to the faint one, which has nothing left; a trail takes what
+    # the source on its line leaves
+    assert match.closest.tolist() == [-1, 0, 1, 4, 2]
+    assert match.owner.tolist() == [1, 2, 4, 3, 3]
+    assert [rows.tolist() for rows in match.all_rows] == [[], [0], [1], [4, 3], [2]]
+    empty = match_truth(truth[:0], x, y, 2.0)
+    assert (empty.closest.tolist(), empty.owner.tolist()) == ([], [-1] * 5)
 
 
 def test_truth_is_read_in_three_dialects(tmp_path):

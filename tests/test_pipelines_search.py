@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import threading
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +14,17 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from tapetum.core.errors import InputError, UsageError
-from tapetum.core.settings import Settings
+from tapetum.core.settings import Settings, load_settings
 from tapetum.finders.transients import CandidateFlag
 from tapetum.images.detect import Note
 from tapetum.images.frame import FrameInfo
 from tapetum.images.psf import PsfModel
 from tapetum.pipelines.candidates import reason_of, repeated, saturated_margin
 from tapetum.pipelines.references import References
-from tapetum.pipelines.search import SearchOptions, plan, planes_of, search, write_index
+from tapetum.pipelines.search import SearchOptions, plan, search, write_index
 from tapetum.pipelines.search_results import read_results
 from tapetum.pipelines.search_steps import believable_gain, good_area_deg2
+from tapetum.pipelines.steps import planes_of
 
 SHAPE = (300, 320)
 NEW = ((60.3, 80.7, 6000.0), (200.2, 150.1, 2500.0), (280.6, 250.4, 1200.0))
@@ -114,7 +116,7 @@ def run(folder, out, *, reference="references", **options):
 @pytest.fixture(scope="module")
 def result(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    outcomes = run(folder, out, known=(folder / "variables.ecsv",), keep="all")
+    outcomes = run(folder, out, known=(str(folder / "variables.ecsv"),), keep="all")
     assert [outcome.problem for outcome in outcomes] == [None]
     return read_results(out)[0]
 
@@ -189,6 +191,24 @@ def test_a_result_folder_is_complete(result):
     run_ = tomllib.loads((result.folder / "settings.toml").read_text())["run"]
     assert run_["n_candidates"] == len(result.candidates)
     assert run_["method"] == "kernel"
+    last = (result.folder / "search.log").read_text().splitlines()[-1]
+    assert "report" in last
+    assert run_["seconds"] >= float(last.split()[0]) - 0.01  # with everything that was written
+
+
+def test_the_signal_to_noise_ratio_is_that_of_the_magnitude(result):
+    table = result.candidates
+    snr = np.asarray(table["snr"], float)
+    assert snr == pytest.approx(np.abs(table["flux"]) / table["flux_err"])
+    assert snr == pytest.approx(2.5 / np.log(10) / np.asarray(table["mag_err"], float))
+    assert np.asarray(table["significance"]).min() >= 5
+    assert (np.diff(snr) <= 0).all()
+
+
+def test_no_result_takes_the_place_of_what_other_verbs_write(tmp_path):
+    names = [str(tmp_path / "night" / f"{name}.fits") for name in ("completeness", "candidates", "a")]
+    folders = [task.folder.name for task in plan(names, tmp_path / "out", SearchOptions())]
+    assert folders == ["night_completeness", "night_candidates", "a"]
 
 
 def test_cutouts_have_gmadets_keywords_and_a_wcs(result):
@@ -248,9 +268,9 @@ def test_cells_are_joined_either_way(folder, tmp_path):
 
 
 def test_without_a_reference_the_image_itself_is_searched(folder, tmp_path):
-    outcome = run(folder, tmp_path, reference=None, known=(folder / "stars.ecsv",), match_radius_arcsec=1.5)[
-        0
-    ]
+    outcome = run(
+        folder, tmp_path, reference=None, known=(str(folder / "stars.ecsv"),), match_radius_arcsec=1.5
+    )[0]
     assert outcome.problem is None
     table = Table.read(outcome.folder / "candidates.ecsv")
     assert all(nearest(table, x, y)[0].min() < 1 for x, y, _ in NEW)
@@ -263,13 +283,40 @@ def test_without_a_reference_the_image_itself_is_searched(folder, tmp_path):
 
 def test_a_catalogue_gives_the_zero_point(folder, tmp_path):
     outcome = run(
-        folder, tmp_path, catalogue=folder / "stars.ecsv", refine_wcs=True, cutouts="none", keep="none"
+        folder, tmp_path, catalogue=str(folder / "stars.ecsv"), refine_wcs=True, cutouts="none", keep="none"
     )[0]
     meta = Table.read(outcome.folder / "candidates.ecsv").meta
     assert float(meta["zero_point"]) == pytest.approx(ZERO_POINT + 0.3, abs=0.02)
     assert float(meta["zero_point_error"]) < 0.02
     assert "stars.ecsv" in meta["zero_point_origin"]
     assert "astrometry refined" in (outcome.folder / "search.log").read_text()
+
+
+def test_catalogues_are_fetched_around_each_image(folder, tmp_path, vizier, monkeypatch):
+    stars = Table.read(folder / "stars.ecsv")
+    sent = Table({"_RAJ2000": stars["ra"], "_DEJ2000": stars["dec"], "rmag": stars["r"]})
+    vizier.answer = vizier.votable(sent)
+    monkeypatch.setenv("TAPETUM_ARCHIVES__VIZIER_URL", vizier.url)
+    options = SearchOptions(catalogue="ps1", known=("ps1",), cutouts="none", keep="none")
+    [outcome] = search([str(folder / "science.fits")], tmp_path / "out", options, load_settings(None, {}))
+    assert outcome.problem is None
+    meta = Table.read(outcome.folder / "candidates.ecsv").meta
+    assert float(meta["zero_point"]) == pytest.approx(ZERO_POINT + 0.3, abs=0.02)
+    matched = Table.read(outcome.folder / "detections.ecsv")["match"]
+    assert sum(str(name).startswith("ps1 ") for name in matched) > 50
+    assert len(vizier.questions) == 2
+
+
+def test_stars_that_cannot_be_fetched_are_a_warning_and_known_objects_an_error(folder, tmp_path, vizier):
+    settings = load_settings(None, {"archives.vizier_url": vizier.url})
+    vizier.status = 500
+    source = str(folder / "science.fits")
+    plain = SearchOptions(catalogue="ps1", cutouts="none", keep="none")
+    [outcome] = search([source], tmp_path / "stars", plain, settings)
+    assert outcome.problem is None
+    assert "the header calibrates" in (outcome.folder / "search.log").read_text()
+    [outcome] = search([source], tmp_path / "known", replace(plain, catalogue=None, known=("ps1",)), settings)
+    assert "VizieR" in outcome.problem
 
 
 def test_zogy_finds_them_too(folder, tmp_path):
@@ -302,7 +349,7 @@ def test_workers_give_the_same_result(folder, tmp_path):
     other.write_bytes((folder / "science.fits").read_bytes())
     options = SearchOptions(references=(str(folder / "references"),), cutouts="none", keep="none")
     sources = [str(folder / "science.fits"), str(other)]
-    outcomes = search(sources, tmp_path / "out", options, Settings(), jobs=2)
+    outcomes = search(sources, tmp_path / "out", options, load_settings(None, {}), jobs=2)
     assert [outcome.folder.name for outcome in outcomes] == ["science", "again_science"]
     first, second = (Table.read(outcome.folder / "candidates.ecsv") for outcome in outcomes)
     assert np.array_equal(first["x"], second["x"])

@@ -13,9 +13,11 @@ from tapetum.report.page import (
     Card,
     Cards,
     Column,
+    Dot,
     Fact,
     Facts,
     Figure,
+    Link,
     Page,
     Rows,
     Settings,
@@ -149,3 +151,16 @@ def test_page_is_written_whole(page: Page, tmp_path: Path) -> None:
     write_page(path, page)
     assert path.read_text(encoding="utf-8") == render_page(page)
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_links_and_dots_stand_among_words_and_are_escaped() -> None:
+    text = (EVIL, Link("<there>", 'a "b"/<c>.html'), Dot("red;<"), " rest")
+    sections = [Facts([], "Facts", text), Settings("Files", [("one", [Link("two", "two/three.fits")])])]
+    html = render_page(Page("title", ["back: ", Link("home", "index.html")], sections))
+    page = Outline(html)
+    ways = {link["href"] for link in page.find("a")}
+    assert {"a%20%22b%22/%3Cc%3E.html", "two/three.fits", "index.html"} <= ways
+    assert {"<there>", "home", "two", " rest"} <= set(page.words)
+    assert {"style": "color:red;<"} in page.find("span")
+    assert EVIL not in html
+    assert html.startswith("<!doctype html>")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from tapetum.core.errors import InputError, UsageError
 from tapetum.simulate.sources import KINDS, Conditions, Hosts, draw_sources, find_hosts, parse_kinds
@@ -20,7 +23,7 @@ def galaxy(light: np.ndarray, x: float, y: float) -> None:
 
 
 def test_magnitudes_are_even_in_their_range_and_become_flux(rng: np.random.Generator) -> None:
-    drawn = draw_sources({"transient": 4000}, EVERYTHING, rng)
+    drawn = draw_sources({"transient": 4000}, replace(EVERYTHING, apart_fwhm=0.0), rng)
     mag = 26.0 - 2.5 * np.log10([source.flux for source in drawn])
     assert mag.min() >= 16
     assert mag.max() <= 20
@@ -93,9 +96,8 @@ def test_transients_on_galaxies_follow_the_light(rng: np.random.Generator) -> No
     light = np.zeros(SHAPE, np.float32)
     galaxy(light, 150.3, 90.6)
     light[90, 150:] = np.nan  # a dead row of pixels gets none
-    one = (np.array([value]) for value in (150.3, 90.6, 1e5, 5.0, 2.5, np.arctan2(0.6, 0.8)))
-    hosts = Hosts(*one, light)
-    conditions = Conditions(SHAPE, 26.0, hosts=hosts, on_galaxies=1.0)
+    same = (np.full(3000, value) for value in (150.3, 90.6, 1e5, 5.0, 2.5, np.arctan2(0.6, 0.8)))
+    conditions = Conditions(SHAPE, 26.0, hosts=Hosts(*same, light), on_galaxies=1.0, apart_fwhm=0.0)
     drawn = draw_sources({"transient": 3000}, conditions, rng)
     x, y = np.array([source.x for source in drawn]), np.array([source.y for source in drawn])
     assert all(source.host_flux == 1e5 for source in drawn)
@@ -107,6 +109,40 @@ def test_transients_on_galaxies_follow_the_light(rng: np.random.Generator) -> No
     weight = np.where((du / 5) ** 2 + (dv / 2.5) ** 2 <= 2.5**2, seen, 0)
     assert np.mean(np.abs(u)) == pytest.approx((np.abs(du) * weight).sum() / weight.sum(), rel=0.05)
     assert not ((np.floor(y + 0.5) == 90) & (np.floor(x + 0.5) >= 150)).any()
+
+
+def test_no_galaxy_has_two_transients(rng: np.random.Generator) -> None:
+    light = np.zeros(SHAPE, np.float32)
+    x, y = (grid.ravel() for grid in np.meshgrid(np.arange(20.0, 290, 40), np.arange(20.0, 190, 40)))
+    for place in zip(x, y, strict=True):
+        galaxy(light, *place)
+    n = len(x)
+    hosts = Hosts(x, y, np.full(n, 1e5), np.full(n, 5.0), np.full(n, 2.5), np.full(n, 0.93), light)
+    conditions = Conditions(SHAPE, 26.0, hosts=hosts, on_galaxies=1.0)
+    drawn = draw_sources({"transient": n + 20}, conditions, rng)
+    on_one = [(source.host_x, source.host_y) for source in drawn if np.isfinite(source.host_x)]
+    assert len(set(on_one)) == len(on_one)
+    assert n - 3 <= len(on_one) <= n  # a host whose place was too near to another source is left out
+
+
+def test_sources_that_are_to_be_found_keep_away_from_one_another() -> None:
+    conditions = Conditions((600, 600), 26.0, fwhm_pix=2.0)
+    counts = {"transient": 150, "streak": 10, "comet": 5, "cosmic_ray": 30}
+    drawn = draw_sources(counts, conditions, np.random.default_rng(8))
+    lines = [
+        np.linspace(
+            *np.reshape(source.ends() if source.kind == "streak" else (source.x, source.y) * 2, (2, 2)), 300
+        )
+        for source in drawn
+        if source.kind != "cosmic_ray"
+    ]
+    owner = np.repeat(np.arange(len(lines)), 300)
+    near = cKDTree(np.concatenate(lines)).query_pairs(9.999, output_type="ndarray")
+    assert (owner[near[:, 0]] == owner[near[:, 1]]).all()
+    alone = draw_sources({"transient": 150}, conditions, np.random.default_rng(8))
+    assert repr(alone) == repr(drawn[:150])
+    crowded = draw_sources({"transient": 200}, Conditions((40, 40), 26.0), np.random.default_rng(8))
+    assert len(crowded) == 200  # where there is no room they come as near as they must
 
 
 def test_galaxies_are_told_from_stars(rng: np.random.Generator) -> None:

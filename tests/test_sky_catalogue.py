@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import http.server
-import threading
-import urllib.parse
 import warnings
 
 import numpy as np
@@ -153,60 +150,11 @@ def test_bad_files_say_what_is_wrong(tmp_path):
 # ---- VizieR ----
 
 
-class Vizier(http.server.BaseHTTPRequestHandler):
-    """Answers like VizieR's VOTable service and remembers the question."""
-
-    questions: list[dict[str, list[str]]]
-    answer: bytes
-    status = 200
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        query = {}
-        for line in body.splitlines():
-            for key, value in urllib.parse.parse_qsl(line.strip(), keep_blank_values=True):
-                query.setdefault(key, []).append(value)
-        self.questions.append({"path": [self.path], **query, "body": [body]})
-        self.send_response(self.status)
-        self.send_header("Content-Type", "text/xml")
-        self.send_header("Content-Length", str(len(self.answer)))
-        self.end_headers()
-        self.wfile.write(self.answer)
-
-    def log_message(self, *args):
-        pass
-
-
-def votable(table):
-    import io
-
-    from astropy.io.votable import from_table, writeto
-
-    tree = from_table(table)
-    tree.get_first_table().name = "some/table"
-    out = io.BytesIO()
-    writeto(tree, out)
-    return out.getvalue()
-
-
-@pytest.fixture
-def vizier():
-    pytest.importorskip("astroquery")
-    handler = type("Handler", (Vizier,), {"questions": [], "answer": b""})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        handler.url = f"http://127.0.0.1:{server.server_address[1]}"
-        yield handler
-        server.shutdown()
-        thread.join()
-
-
 def test_a_catalogue_from_vizier(vizier):
     table = Table({"_RAJ2000": RA * u.deg, "_DEJ2000": DEC * u.deg})
     table["rmag"] = MaskedColumn([17.0, 18.0, 0.0], mask=[False, False, True], unit="mag")
     table["e_rmag"] = [0.01, 0.02, 0.03]
-    vizier.answer = votable(table)
+    vizier.answer = vizier.votable(table)
     catalogue = fetch_catalogue("ps1", 10.7, 41.3, 0.5, server=vizier.url)
     np.testing.assert_allclose(catalogue.ra, RA)
     np.testing.assert_allclose(catalogue.mags["ps1::r"], [17.0, 18.0, np.nan])
@@ -219,7 +167,7 @@ def test_a_catalogue_from_vizier(vizier):
 
 
 def test_galaxies_of_sdss_are_known(vizier):
-    vizier.answer = votable(
+    vizier.answer = vizier.votable(
         Table({"_RAJ2000": RA, "_DEJ2000": DEC, "class": [3, 6, 6], "gmag": [17.0, 18, 19]})
     )
     catalogue = fetch_catalogue("sdss12", 10.7, 41.3, 0.5, server=vizier.url)
@@ -228,14 +176,14 @@ def test_galaxies_of_sdss_are_known(vizier):
 
 
 def test_an_empty_field_is_an_empty_catalogue(vizier):
-    vizier.answer = votable(Table({"_RAJ2000": [1.0], "_DEJ2000": [1.0]})[:0])
+    vizier.answer = vizier.votable(Table({"_RAJ2000": [1.0], "_DEJ2000": [1.0]})[:0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # astroquery says so too
         assert len(fetch_catalogue("gaia-dr3", 10.7, 41.3, 0.5, server=vizier.url)) == 0
 
 
 def test_trouble_with_the_server_has_its_own_errors(vizier):
-    vizier.answer = votable(Table({"_RAJ2000": RA, "_DEJ2000": DEC}))
+    vizier.answer = vizier.votable(Table({"_RAJ2000": RA, "_DEJ2000": DEC}))
     with pytest.raises(LimitError, match="more than 2 objects"):
         fetch_catalogue("gaia-dr3", 10.7, 41.3, 0.5, server=vizier.url, max_rows=2)
     vizier.answer = b"<?xml version='1.0'?><VOTABLE><broken"

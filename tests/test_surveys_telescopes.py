@@ -10,7 +10,6 @@ import pytest
 from tapetum.core.errors import InputError
 from tapetum.surveys.profile import ImageDefaults, SurveyProfile, load_alert_profile, load_profile
 from tapetum.surveys.telescopes import (
-    archive_address,
     archive_path,
     band_of,
     file_name_groups,
@@ -162,7 +161,6 @@ def test_ztf_file_names_lead_to_the_archive():
     reference = "ref/000/field000655/zr/ccd13/q3/ztf_000655_zr_c13_q3_refimg.fits"
     assert archive_path(ztf, FRAME, "reference") == reference
     assert archive_path(ztf, "ztf_000655_zr_c13_q3_refimg.fits", "reference") == reference
-    assert archive_address(ztf, FRAME, "reference", "file:///mirror/") == f"file:///mirror/{reference}"
     for name, product, message in (
         ("a.fits", "science", "no _year"),
         ("ztf_000655_zr_c13_q3_refimg.fits", "science", "not enough of a ztf file name"),
@@ -170,8 +168,6 @@ def test_ztf_file_names_lead_to_the_archive():
     ):
         with pytest.raises(InputError, match=message):
             archive_path(ztf, name, product)
-    with pytest.raises(InputError, match="give the address of its archive"):
-        archive_address(ztf, FRAME, "mask")
 
 
 def test_no_shipped_profile_names_a_host():
@@ -235,10 +231,7 @@ def test_the_profile_of_the_how_to_is_one(tmp_path: Path):
     path.write_text(first.replace("[image]\n", head + "\n", 1) + mask + parts)
     profile = find_telescope(path)
     name = "attic_20200102_0017_r_img.fits"
-    assert (
-        archive_address(profile, name, "science")
-        == "file:///data/attic/20200102/attic_20200102_0017_r_img.fits.fz"
-    )
-    assert archive_path(profile, name, "reference") == "ref/0017.fits"
+    groups = file_name_groups(profile, name)
+    assert (groups["date"], groups["field"]) == ("20200102", "0017")
     assert mask_file_names(profile, name) == ["attic_20200102_0017_r_flags"]
     assert (profile.image.defaults.gain, profile.image.quality.warn) == (1.42, [0, 1])

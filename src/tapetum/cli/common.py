@@ -53,6 +53,15 @@ TelescopeOption = Annotated[
         help="Where the images come from; `tapetum images telescopes` lists the names. Default: what the header says.",
     ),
 ]
+CatalogueOption = Annotated[
+    str | None,
+    typer.Option(
+        "--catalogue",
+        metavar="FILE|NAME",
+        help="Stars that tell zero point and astrometry: a table, or gaia-dr3, ps1, sdss12, usno-b1, gsc23 from VizieR "
+        "(extra online).",
+    ),
+]
 MaskOption = Annotated[
     Path | None,
     typer.Option("--mask", help="Mask of the image, when it does not lie beside it under the usual name."),

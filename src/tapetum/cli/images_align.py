@@ -10,6 +10,7 @@ import typer
 from tapetum.cli.common import (
     ImagesArgument,
     JobsOption,
+    MaskOption,
     OverwriteOption,
     SchedulerOption,
     TelescopeOption,
@@ -30,6 +31,7 @@ def align(
         ),
     ],
     telescope: TelescopeOption = None,
+    mask: MaskOption = None,
     jobs: JobsOption = None,
     scheduler: SchedulerOption = None,
     overwrite: OverwriteOption = False,
@@ -45,10 +47,11 @@ def align(
 
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
     telescope_of(telescope)
+    masks = [] if mask is None else [str(mask)]
     carry_out(
         planned(images, out, SUFFIX, single=is_image_file(out)),
-        Command("images align", {"onto": onto, "telescope": telescope}, images=(onto,)),
-        partial(aligner, onto, telescope),
+        Command("images align", {"onto": onto, "telescope": telescope, "mask": mask}, images=(onto, *masks)),
+        partial(aligner, onto, telescope, mask=None if mask is None else str(mask)),
         settings,
         title="aligning images",
         done="aligned",

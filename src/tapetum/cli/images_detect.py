@@ -9,6 +9,7 @@ import typer
 from tapetum.cli.common import (
     ImagesArgument,
     JobsOption,
+    MaskOption,
     OverwriteOption,
     SchedulerOption,
     TelescopeOption,
@@ -60,6 +61,7 @@ def detect(
     ] = 8.0,
     suffix: Annotated[str, typer.Option("--format", help="Suffix of the tables in a folder.")] = ".ecsv",
     telescope: TelescopeOption = None,
+    mask: MaskOption = None,
     jobs: JobsOption = None,
     scheduler: SchedulerOption = None,
     overwrite: OverwriteOption = False,
@@ -81,14 +83,16 @@ def detect(
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
     telescope_of(telescope)
     mode: Mode = "difference" if difference else "psf" if psf else "classical"
-    options = DetectOptions(mode, threshold, telescope, psf_of, fwhm, aperture)
+    options = DetectOptions(
+        mode, threshold, telescope, psf_of, fwhm, aperture, None if mask is None else str(mask)
+    )
     suffix = suffix if suffix.startswith(".") else f".{suffix}"
     carry_out(
         planned(images, out, f".sources{suffix}", single=is_table_file(out, suffix)),
         Command(
             "images detect",
             {**vars(options), "threshold": options.sigma},
-            images=() if psf_of is None else (psf_of,),
+            images=tuple(image for image in (psf_of, options.mask) if image is not None),
         ),
         partial(detector, options),
         settings,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tapetum.cli.common import (
+    CatalogueOption,
     ConvolveOption,
     ImagesArgument,
     JobsOption,
+    MaskOption,
     OverwriteOption,
     SchedulerOption,
     SubtractionOption,
@@ -18,6 +20,7 @@ from tapetum.cli.common import (
     progress_bar,
     say,
     settings_of,
+    telescope_of,
     warn,
 )
 from tapetum.cli.images_common import end
@@ -51,7 +54,7 @@ def search(
     reference: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE|DIR|ps1|hips:ID",
+            metavar="FILE|DIR|ps1|ztf|hips:ID",
             help="Reference: a file, a folder to choose from by sky and band, or an archive; may be repeated. "
             "Without it the science image itself is searched.",
         ),
@@ -67,8 +70,10 @@ def search(
         tuple[float, float], typer.Option(metavar="LO HI", help="Width of a candidate over a star's.")
     ] = (0.5, 5.0),
     known: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="Table of known objects; may be repeated."),
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|NAME", help="Known objects: a table, or a name as for --catalogue; may be repeated."
+        ),
     ] = None,
     match_radius: Annotated[
         float, typer.Option(min=0, help="A candidate this near to a known object is it [arcsec].")
@@ -80,16 +85,12 @@ def search(
             help="Leave known objects out; without either: only when there is no reference.",
         ),
     ] = None,
-    catalogue: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Table of stars for zero point and astrometric check."
-        ),
-    ] = None,
+    catalogue: CatalogueOption = None,
     refine_wcs: Annotated[
         bool, typer.Option("--refine-wcs", help="Correct the WCS by the catalogue.")
     ] = False,
     telescope: TelescopeOption = None,
+    mask: MaskOption = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -118,11 +119,14 @@ def search(
     """
     from tapetum.images.fits import expand_sources
     from tapetum.pipelines.candidates import VetoLimits
-    from tapetum.pipelines.search import SearchOptions, planes_of, write_index
+    from tapetum.pipelines.search import SearchOptions, write_index
     from tapetum.pipelines.search import search as search_images
+    from tapetum.pipelines.steps import planes_of
 
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
+    telescope_of(telescope)
     _check_ratio(fwhm_ratio)
+    _check_pairs(catalogue, known, refine_wcs=refine_wcs, drop_known=bool(drop_known))
     options = SearchOptions(
         references=tuple(reference or ()),
         cells=cells,
@@ -131,6 +135,7 @@ def search(
         threshold=threshold,
         limits=VetoLimits(fwhm_ratio=fwhm_ratio),
         telescope=telescope,
+        mask=None if mask is None else str(mask),
         catalogue=catalogue,
         refine_wcs=refine_wcs,
         known=tuple(known or ()),
@@ -167,6 +172,18 @@ def _check_ratio(ratio: tuple[float, float]) -> None:
         raise UsageError(f"--fwhm-ratio {ratio[0]:g} {ratio[1]:g}: give the lower end first")
 
 
+def _check_pairs(
+    catalogue: str | None, known: Sequence[str] | None, *, refine_wcs: bool, drop_known: bool
+) -> None:
+    """Options that do nothing without another."""
+    from tapetum.core.errors import UsageError
+
+    if refine_wcs and catalogue is None:
+        raise UsageError("--refine-wcs needs --catalogue: by whose stars shall the WCS be corrected?")
+    if drop_known and not known:
+        raise UsageError("--drop-known needs --known: which objects are known?")
+
+
 def _tell(outcomes: Sequence[Outcome], problems: Sequence[str]) -> None:
     """Say what became of each image, and end with the exit status for some or for all."""
     from tapetum.pipelines.steps import told
@@ -184,6 +201,11 @@ def _tell(outcomes: Sequence[Outcome], problems: Sequence[str]) -> None:
             )
     n_done = sum(outcome.problem is None for outcome in outcomes)
     end(reasons, n_done, "searched")
+
+
+def _warn_of(*notes: str) -> None:
+    for note in filter(None, notes):
+        warn(note)
 
 
 def cutouts(
@@ -213,11 +235,12 @@ def cutouts(
     """
     from tapetum.core.errors import UsageError
     from tapetum.pipelines.cutouts import make_cutouts
-    from tapetum.pipelines.search_results import read_results, truth_files
+    from tapetum.pipelines.search_results import read_results, read_unsearched, truth_files, unsearched_words
 
     if (false or truth) and not training:
         raise UsageError("--false and --truth make sense only with --training")
     results = read_results(folder)
+    files = truth_files(truth or [])
     with progress_bar("cutting") as progress:
         report = make_cutouts(
             folder,
@@ -227,11 +250,12 @@ def cutouts(
             every_detection=every_detection,
             size=size,
             radius_arcsec=radius,
-            truth=truth_files(truth or []),
+            truth=files,
             overwrite=overwrite,
             progress=progress,
         )
     if training:
+        _warn_of(unsearched_words(read_unsearched(folder, files), len(results)))
         say(
             f"{report.n_true} true, {report.n_false} false, {report.n_undecided} undecided; "
             f"{report.n_found} of {report.n_sources} simulated sources found"
@@ -258,15 +282,17 @@ def completeness(
     from tapetum.pipelines.completeness import measure, recover
     from tapetum.pipelines.completeness_report import summary, write_report
     from tapetum.pipelines.cutouts import write_crossmatch
-    from tapetum.pipelines.search_results import read_results, truth_files
+    from tapetum.pipelines.search_results import read_results, read_unsearched, truth_files, unsearched_words
 
     settings = settings_of(context)
     results = read_results(folder)
     files = truth_files(truth or [])
     recovery = recover(results, files, radius)
     left_out = len(results) - len(recovery.images)
+    notes = [unsearched_words(read_unsearched(folder, files), len(results))]
     if left_out:
-        warn(f"{left_out} of {len(results)} images have no truth table, and are left out")
+        notes.append(f"{left_out} of {len(results)} images have no truth table, and are left out")
+    _warn_of(*notes)
     report = measure(recovery, np.random.default_rng(settings.seed))
     target = out or folder / "completeness"
     provenance: list[tuple[str, Any]] = [
@@ -274,6 +300,6 @@ def completeness(
         ("match radius", f"{radius:g} arcsec"),
         ("seed", str(settings.seed)),
     ]
-    write_report(target, report, provenance)
+    write_report(target, report, provenance, "; ".join(filter(None, notes)))
     write_crossmatch(folder, results, files, radius)
     say(f"{summary(report)} -> {target / 'report.html'}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tapetum.cli.common import (
+    CatalogueOption,
     JobsOption,
     MaskOption,
     OverwriteOption,
@@ -16,6 +17,7 @@ from tapetum.cli.common import (
     progress_bar,
     say,
     settings_of,
+    telescope_of,
     warn,
 )
 from tapetum.cli.images_common import end
@@ -51,6 +53,7 @@ def simulate(
     zero_point: Annotated[
         float | None, typer.Option("--zero-point", help="Magnitude of 1 DN instead of the image's own.")
     ] = None,
+    catalogue: CatalogueOption = None,
     gain: Annotated[
         float | None, typer.Option("--gain", help="Electrons per DN instead of the image's own.")
     ] = None,
@@ -93,9 +96,11 @@ def simulate(
     if bool(images) == bool(scene):
         raise UsageError("give images, or --scene N for scenes without any; not both")
     settings = settings_of(context, jobs=jobs, seed=seed, scheduler=scheduler)
+    telescope_of(telescope)
     values: dict[str, Any] = {
         "mag_range": magrange, "kinds": kinds and tuple(filter(None, kinds.split(","))), "zero_point": zero_point,
         "gain": gain, "saturation": saturation, "fwhm_pix": fwhm, "telescope": telescope, "mask": mask and str(mask),
+        "catalogue": catalogue,
     }  # fmt: skip
     given = {name: value for name, value in values.items() if value is not None}
     options = SimulateOptions(number=number, on_galaxies=on_galaxies, seed=settings.seed, **given)

@@ -28,7 +28,7 @@ def subtract(
     reference: Annotated[
         list[str],
         typer.Option(
-            metavar="FILE|DIR|ps1|hips:ID",
+            metavar="FILE|DIR|ps1|ztf|hips:ID",
             help="Reference: a file, a folder to choose from by sky and band, or an archive; may be repeated.",
         ),
     ],

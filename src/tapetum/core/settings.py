@@ -91,6 +91,7 @@ class ArchiveSettings(_Section):
     ztf_password: SecretStr | None = Field(
         None, description="Password of that user; better in the environment."
     )
+    vizier_url: str | None = Field(None, description="VizieR server that catalogues are fetched from.")
     downloads: int = Field(4, ge=1, le=32, description="Files fetched at the same time.")
 
 
@@ -162,7 +163,7 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
 
     try:
-        return Layered(**_nest({key: value for key, value in (overrides or {}).items() if value is not None}))
+        read = Layered(**_nest({key: value for key, value in (overrides or {}).items() if value is not None}))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise InputError(f"{path}: not valid TOML: {problem}") from None
     except SettingsError as problem:
@@ -173,10 +174,18 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
         raise InputError(
             f"{path or 'settings'}: {key}: {first['msg']} (known keys: tapetum doctor --settings)"
         ) from None
+    # of a class that other processes can import: settings travel to workers
+    return Settings.model_construct(**{name: getattr(read, name) for name in Settings.model_fields})
 
 
 def write_settings(path: Path, settings: Settings, command: Mapping[str, Any]) -> None:
     """Write the settings a run used beside its output, as TOML, with version and command."""
+    with whole_file(path) as part:
+        part.write_text(settings_text(settings, command))
+
+
+def settings_text(settings: Settings, command: Mapping[str, Any]) -> str:
+    """The settings a run used as TOML, with version and command."""
     lines = [f"# written by tapetum {__version__}", "", "[run]"]
     lines += [
         f"{key} = {_toml(value)}"
@@ -191,8 +200,7 @@ def write_settings(path: Path, settings: Settings, command: Mapping[str, Any]) -
     ]:
         lines += ["", f"[{section}]"]
         lines += [f"{key} = {_toml(value)}" for key, value in content.items() if value is not None]
-    with whole_file(path) as part:
-        part.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def without_password(value: Any) -> Any:

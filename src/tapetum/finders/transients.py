@@ -22,11 +22,11 @@ from tapetum.models.registry import list_models
 from tapetum.models.runtime import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
-    from tapetum.models.card import FeatureContract, ImageContract
+    from tapetum.models.card import CardBody, FeatureContract, ImageContract
 
 MODEL = "transients"
 STAMP_SIZE = 63  # pixel; of the stamps that people look at when no network asks for another size
@@ -174,6 +174,31 @@ def load(model: str | None = None, config: Config | None = None) -> Transients:
             return Transients()
         model = MODEL
     return Transients(Model.load(model, verify=(config or Config()).verify))
+
+
+def misfit(card: CardBody, stamps: Collection[str], columns: Collection[str]) -> str:
+    """Why a network cannot score candidates; empty where it can.
+
+    Parameters
+    ----------
+    card
+        Of the network.
+    stamps
+        Which of science, template and difference there are.
+    columns
+        Features that candidates have.
+    """
+    images, features = card.images, card.features
+    lacking = [] if images is None else [name for name in images.channels if name not in stamps]
+    if lacking:
+        return f"it needs {', '.join(lacking)} stamps, and there are only {', '.join(stamps)} stamps"
+    wanted = () if features is None else features.features
+    fallbacks = {} if features is None else features.fallbacks
+    unknown = [name for name in wanted if name not in columns and fallbacks.get(name) not in columns]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        return f"it needs {', '.join(unknown[:5])}{more}, which candidates of a search do not have"
+    return ""
 
 
 def _images(batch: CandidateBatch, contract: ImageContract) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

@@ -504,6 +504,21 @@ def _clipped(counts):
 
 
 @njit(cache=True, nogil=True)
+def spline_rows(pieces, origin, start, least, first, last, out):
+    """Rows `first` to `last` of an image from cubic pieces along each, at least `least`.
+
+    `pieces` (n_y, n, 4) are coefficients by falling power of the distance from `origin` (n,); a piece holds from
+    `start` (n + 1,) to the next one [pixel].
+    """
+    for y in range(first, last):
+        for k in range(origin.size):
+            a, b, c, d = pieces[y, k]
+            for x in range(start[k], start[k + 1]):
+                t = x - origin[k]
+                out[y, x] = max(((a * t + b) * t + c) * t + d, least)
+
+
+@njit(cache=True, nogil=True)
 def box_statistics(data, bad, edges_y, edges_x, level, noise, part):
     """Sky level and noise of every box: clipped mode and standard deviation of its histogram.
 

@@ -51,7 +51,8 @@ def convolve_tiles(padded, kernels, tile, first_row, last_row, out):
                         a = taps[k]
                         for i in range(width):
                             row_sum[i] += a * line[i + k]
-                out[y, x0 : x0 + width] = row_sum[:width]
+                for i in range(width):  # an assignment of slices takes a second longer to compile
+                    out[y, x0 + i] = row_sum[i]
 
 
 @njit(cache=True, nogil=True)
@@ -144,8 +145,20 @@ def spread_mask(mask, radius, out):
 
 
 @njit(cache=True, nogil=True)
-def finish_difference(target, model, noise, spread_noise, photons, relative, data, sigma):
-    """Difference of two images and its noise.
+def mark_changed(data, noise, mask, limit, bad, first, last, out):
+    """`mask`, with `bad` where there is no value, and 1 beyond `limit` sigma; rows `first` to `last` of `out`."""
+    for y in range(first, last):
+        for x in range(data.shape[1]):
+            value = data[y, x]
+            if np.isnan(value):
+                out[y, x] = bad
+            else:
+                out[y, x] = mask[y, x] | (abs(value) > limit * noise[y, x])
+
+
+@njit(cache=True, nogil=True)
+def finish_difference(target, model, noise, spread_noise, photons, relative, first, last, data, sigma):
+    """Difference of two images and its noise, rows `first` to `last`.
 
     Parameters
     ----------
@@ -161,12 +174,13 @@ def finish_difference(target, model, noise, spread_noise, photons, relative, dat
         Written: target minus model, and its standard deviation.
     """
     n_y, n_x = target.shape
-    for y in range(n_y):
+    column = np.zeros(n_x + 2, np.float32)  # brightest of each three rows, with a margin
+    for y in range(first, last):
+        above, below = model[max(y - 1, 0)], model[min(y + 1, n_y - 1)]
         for x in range(n_x):
-            brightest = np.float32(0.0)
-            for j in range(max(y - 1, 0), min(y + 2, n_y)):
-                for i in range(max(x - 1, 0), min(x + 2, n_x)):
-                    brightest = max(brightest, model[j, i])
+            column[x + 1] = max(max(above[x], model[y, x]), max(below[x], np.float32(0.0)))
+        for x in range(n_x):
+            brightest = max(max(column[x], column[x + 1]), column[x + 2])
             change = target[y, x] - model[y, x]
             variance = noise[y, x] ** 2 + spread_noise[y, x] ** 2 + (relative * brightest) ** 2
             variance += photons * max(model[y, x], np.float32(0.0))

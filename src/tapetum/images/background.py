@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.core.robust import MAD_TO_SIGMA
-from tapetum.images._psf_kernels import box_statistics
+from tapetum.images._psf_kernels import box_statistics, spline_rows
+from tapetum.images.shapes import over_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class Background:
 
 
 def estimate_background(
-    data: Image, mask: MaskPlane | None = None, *, box: int = 64, filter_size: int = 3
+    data: Image, mask: MaskPlane | None = None, *, box: int = 64, filter_size: int = 3, threads: int = 1
 ) -> Background:
     """Smooth maps of sky level and noise.
 
@@ -62,6 +63,8 @@ def estimate_background(
         Side of a box [pixel]; several times the size of the largest object that is to survive.
     filter_size
         Side of the median filter [box], odd; 1 = none.
+    threads
+        The result does not depend on it.
 
     Returns
     -------
@@ -82,7 +85,16 @@ def estimate_background(
     level = np.empty((len(edges_y) - 1, len(edges_x) - 1))
     noise, part = np.empty_like(level), np.empty_like(level)
     bad = np.zeros((1, 1), np.uint8) if mask is None else np.ascontiguousarray(mask, np.uint8)
-    box_statistics(np.ascontiguousarray(data, np.float32), bad, edges_y, edges_x, level, noise, part)
+    image = np.ascontiguousarray(data, np.float32)
+
+    def boxes(a: int, b: int) -> None:
+        top, end = edges_y[a], edges_y[b]
+        own = bad if mask is None else bad[top:end]
+        box_statistics(
+            image[top:end], own, edges_y[a : b + 1] - top, edges_x, level[a:b], noise[a:b], part[a:b]
+        )
+
+    over_rows(boxes, len(level), threads)
     good = (part >= min(ENOUGH, 0.5 * float(part.max()))) & np.isfinite(level) & (noise > 0)
     if not good.any():
         raise InputError(
@@ -91,8 +103,8 @@ def estimate_background(
     good &= ~_filled(noise, good)
     level, noise = _smooth(level, good, filter_size), _smooth(noise, good, filter_size)
     return Background(
-        _spread(level, edges_y, edges_x),
-        np.maximum(_spread(noise, edges_y, edges_x), np.float32(noise.min() / 2)),
+        _spread(level, edges_y, edges_x, -np.inf, threads),
+        _spread(noise, edges_y, edges_x, float(noise.min()) / 2, threads),
     )
 
 
@@ -134,24 +146,50 @@ def _smooth(mesh: Mesh, good: NDArray[np.bool_], size: int) -> Mesh:
     return np.asarray(median_filter(padded, size=size, mode="nearest")[inside])
 
 
-def _spread(mesh: Mesh, edges_y: NDArray[np.int64], edges_x: NDArray[np.int64]) -> Image:
-    """Mesh to pixels by a separable cubic spline through the centres of the boxes: two thin matrix products."""
-    rows, columns = _spline_matrix(edges_y), _spline_matrix(edges_x)
-    return np.asarray(rows @ mesh.astype(np.float32) @ columns.T, np.float32)
+def _spread(
+    mesh: Mesh, edges_y: NDArray[np.int64], edges_x: NDArray[np.int64], least: float, threads: int
+) -> Image:
+    """Mesh to pixels by a separable cubic spline through the centres of the boxes; nothing below `least`."""
+    rows, columns = _pieces(edges_y), _pieces(edges_x)
+    at = np.arange(edges_y[-1])
+    piece = np.searchsorted(rows.start, at, side="right") - 1
+    powers = np.power.outer(at - rows.origin[piece], np.arange(3, -1, -1))
+    down = np.einsum("yp,ypn->yn", powers, rows.weights[piece]) @ mesh
+    pieces = np.einsum("kpn,yn->ykp", columns.weights, down, optimize=True)
+    pieces = np.ascontiguousarray(pieces)
+    out = np.empty((int(edges_y[-1]), int(edges_x[-1])), np.float32)
+
+    def work(first: int, last: int) -> None:
+        spline_rows(pieces, columns.origin, columns.start, least, first, last, out)
+
+    over_rows(work, len(out), threads)
+    return out
 
 
-def _spline_matrix(edges: NDArray[np.int64]) -> Image:
-    """Weight of every box for every pixel of an axis; a straight line beyond the outer centres."""
+class _Pieces(NamedTuple):
+    """A spline along one axis: cubic pieces, straight beyond the outer centres."""
+
+    start: NDArray[np.int64]  # (n_pieces + 1,) first pixel of each, and the end
+    origin: Mesh  # (n_pieces,) where the distance in a piece is counted from [pixel]
+    weights: Mesh  # (n_pieces, 4, n_boxes) of the boxes in the coefficients, by falling power
+
+
+def _pieces(edges: NDArray[np.int64]) -> _Pieces:
     from scipy.interpolate import CubicSpline
 
     centres = (edges[:-1] + edges[1:] - 1) / 2
-    n = len(centres)
+    n, end = len(centres), int(edges[-1])
     if n == 1:
-        return np.ones((int(edges[-1]), 1), np.float32)
-    pixels = np.arange(edges[-1], dtype=np.float64)
+        return _Pieces(np.array([0, end]), np.zeros(1), np.array([[[0.0], [0.0], [0.0], [1.0]]]))
     boxes = np.eye(n)
-    weights = CubicSpline(centres, boxes, bc_type="not-a-knot" if n > 3 else "natural")(pixels)
-    for outer, inner, beyond in ((0, 1, pixels < centres[0]), (-1, -2, pixels > centres[-1])):
-        part = (pixels[beyond] - centres[outer]) / (centres[inner] - centres[outer])
-        weights[beyond] = boxes[outer] + part[:, None] * (boxes[inner] - boxes[outer])
-    return np.asarray(weights, np.float32)
+    inner = CubicSpline(centres, boxes, bc_type="not-a-knot" if n > 3 else "natural").c.transpose(1, 0, 2)
+    straight = np.zeros((2, 4, n))
+    for side, (at, other) in enumerate(((0, 1), (n - 1, n - 2))):
+        straight[side, 2] = (boxes[other] - boxes[at]) / (centres[other] - centres[at])
+        straight[side, 3] = boxes[at]
+    start = np.concatenate([[0], np.ceil(centres[:-1]), [np.floor(centres[-1]) + 1, end]]).astype(np.int64)
+    return _Pieces(
+        start,
+        np.concatenate([centres[:1], centres[:-1], centres[-1:]]),
+        np.concatenate([straight[:1], inner, straight[1:]]),
+    )

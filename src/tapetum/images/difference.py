@@ -211,7 +211,8 @@ def judged(
 ) -> SubtractionQuality:
     """Figures of the finished difference."""
     wanted = (mask & np.uint8(Bad.NO_DATA)) == 0
-    finite = float(np.isfinite(data[wanted]).mean()) if wanted.any() else 0.0
+    n_wanted = np.count_nonzero(wanted)
+    finite = float(np.count_nonzero(wanted & np.isfinite(data)) / n_wanted) if n_wanted else 0.0
     step = max(int((data.size / SAMPLED) ** 0.5), 1)
     part = np.s_[::step, ::step]
     good = (mask[part] == 0) & np.isfinite(data[part])
@@ -248,9 +249,10 @@ def checked(difference: Difference, science: Plane, reference: Plane) -> Differe
     """
     q = difference.quality
     both = np.isfinite(science.data) & np.isfinite(reference.data)
-    finite = float(np.isfinite(difference.data[both]).mean()) if both.any() else 0.0
+    n_both = np.count_nonzero(both)
+    finite = float(np.count_nonzero(both & np.isfinite(difference.data)) / n_both) if n_both else 0.0
     reasons: Sequence[tuple[bool, str]] = (
-        (not both.any(), "the images have no pixel in common"),
+        (not n_both, "the images have no pixel in common"),
         (finite < LOWEST_FINITE, f"only {finite:.1%} of the difference is finite"),
         (not np.isfinite(difference.scale) or difference.scale <= 0, f"flux scale {difference.scale:.3g}"),
         (

@@ -370,7 +370,9 @@ def _renumbered(owner: Integers, first_of: list[int], counts: list[int], kept: N
     names = [begin + 1 + np.arange(count) for begin, count in zip(first_of, counts, strict=True)]
     number = np.zeros(int(owner.max()) + 1, np.int32)
     number[np.concatenate([np.empty(0, np.int64), *names])[kept]] = np.arange(1, len(kept) + 1)
-    return number[owner]
+    taken = np.flatnonzero(owner)  # few pixels of a large image
+    owner.ravel()[taken] = number[owner.ravel()[taken]]
+    return owner
 
 
 def _nothing(n: int) -> tuple[Floats, Floats, Integers]:

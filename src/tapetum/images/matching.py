@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 Vector = NDArray[np.float64]
 
-RELATIVE_WIDTHS = (0.5, 1.0, 2.0, 4.0)  # of the Gaussians, in units of the width to match; the last one is for wings
+RELATIVE_WIDTHS = (
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+)  # of the Gaussians, in units of the width to match; the last one is for wings
 DEGREES = (6, 4, 2, 0)  # of the polynomials that multiply them
 NARROWEST = 0.7  # sigma of a Gaussian that pixels can still carry [pixel]
 FLOOR_WIDTH = 1.0  # width taken where both images are equally sharp [pixel]

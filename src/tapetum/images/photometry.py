@@ -9,6 +9,7 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.core.robust import MAD_TO_SIGMA
+from tapetum.images import _extract_kernels as extract_kernels
 from tapetum.images import _psf_kernels as kernels
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ CHUNK = 4096  # positions whose stamps are held at a time
 class PointFluxes(NamedTuple):
     """PSF fluxes; arrays of float64, shape (n,), NaN where nothing could be measured.
 
-    Attributes
+    Parameters
     ----------
     flux, flux_err
         [DN].
@@ -213,31 +214,34 @@ def aperture_photometry(
     InputError
         Shapes differ, or the radius is not positive.
     """
-    import sep
-
     at_x, at_y = np.atleast_1d(np.asarray(x, np.float64)), np.atleast_1d(np.asarray(y, np.float64))
     if data.shape != noise.shape or at_x.shape != at_y.shape or not radius_pix > 0:
         raise InputError(f"aperture photometry: image {data.shape}, noise {noise.shape}, radius {radius_pix}")
-    bad = ~np.isfinite(data)
+    bad = ~(np.isfinite(data) & np.isfinite(noise))
     if mask is not None:
         bad |= mask != 0
     clean = np.where(bad, np.float32(0), data).astype(np.float32)
     variance = np.where(bad, np.float32(0), np.square(noise)).astype(np.float32)
-    flux, _, flag = sep.sum_circle(clean, at_x, at_y, radius_pix, subpix=0)
-    sky_variance, _, _ = sep.sum_circle(variance, at_x, at_y, radius_pix, subpix=0)
+    flux, sky_variance = (_in_circles(plane, at_x, at_y, radius_pix) for plane in (clean, variance))
     error = np.sqrt(sky_variance + (np.maximum(flux, 0) / gain if gain > 0 else 0))
-    missing = (sky_variance <= 0) | ((flag & sep.APER_ALLMASKED) != 0)
+    missing = sky_variance <= 0
     part = np.ones_like(flux) if psf is None else aperture_part(psf, at_x, at_y, radius_pix, bad)
     missing |= part < 0.1
     return np.where(missing, np.nan, flux / part), np.where(missing, np.nan, error / part)
+
+
+def _in_circles(image: Image, x: Array, y: Array, radius_pix: float) -> Array:
+    """Sums of an image of finite pixels in circles, each pixel by the exact part of it that is inside."""
+    flux, error, flags = np.empty(x.size), np.empty(x.size), np.zeros(x.size, np.int32)
+    one, none = np.ones((1, image.shape[1]), np.float32), np.zeros((1, image.shape[1]), np.uint8)
+    extract_kernels.circle_sums(image, one, none, x, y, float(radius_pix), 0.0, 0, x.size, flux, error, flags)
+    return flux
 
 
 def aperture_part(
     psf: PsfModel, x: ArrayLike, y: ArrayLike, radius_pix: float, bad: NDArray[np.bool_] | None = None
 ) -> Array:
     """Part of a star's light inside a circle around it, good pixels only; shape (n,)."""
-    import sep
-
     at_x, at_y = np.atleast_1d(np.asarray(x, np.float64)), np.atleast_1d(np.asarray(y, np.float64))
     parts = np.empty(at_x.size)
     for start in range(0, at_x.size, CHUNK):
@@ -255,7 +259,7 @@ def aperture_part(
         tall = stamps.reshape(-1, psf.size)
         own_y = np.arange(len(stamps)) * psf.size + psf.half + (at_y[some] - centre_y)
         own_x = psf.half + (at_x[some] - centre_x)
-        parts[some] = sep.sum_circle(tall, own_x, own_y, reach_pix, subpix=0)[0]
+        parts[some] = _in_circles(tall, own_x, own_y, reach_pix)
     return parts
 
 

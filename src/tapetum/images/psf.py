@@ -30,6 +30,7 @@ from tapetum.images._psf_grid import (
     support,
     to_spline,
 )
+from tapetum.images.shapes import over_rows
 from tapetum.images.stars import Stars, select_stars, without_sky
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ __all__ = ["PsfModel", "PsfQuality", "Stars", "measure_psf", "select_stars"]
 MODEL_ERROR = 0.005  # part of the model not trusted when stars are weighted against each other
 MIN_STARS = {0: 1, 1: 8, 2: 20}  # that an order needs
 ROUNDS = 2  # of positions and splines in turns
+PARTS = 8  # of the stars, summed one after the other, so that the sum does not depend on who did them
+THREADED_STARS = 200  # fewer are done before a thread has begun
 CG_STEPS = 12  # of conjugate gradients; the penalty makes them converge fast
 CURVATURE = 5.0  # the same for their curvature, in units of profile / width^2: with it they are smooth
 AMPLITUDE = {0: 2.0, 1: 1.6, 2: 1.6}  # departures from the Moffat profile that the penalty allows, by power
@@ -331,11 +334,11 @@ class _Sample:
     centre: Array  # (n, 2), x and y of the centre pixels
     fit: Array  # (n, 10), columns of kernels.fit_stars
     kept: Flags  # stars that belong
+    threads: int  # that share the stars
 
     def part(self, index: Flags) -> _Sample:
-        return _Sample(
-            *(getattr(self, name)[index] for name in ("pixels", "variance", "centre", "fit", "kept"))
-        )
+        names = ("pixels", "variance", "centre", "fit", "kept")
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
 def measure_psf(
@@ -349,6 +352,7 @@ def measure_psf(
     over: int | None = None,
     n_max: int = 400,
     stars: Stars | None = None,
+    threads: int = 1,
 ) -> PsfModel:
     """Measure the PSF of an image from its stars.
 
@@ -375,6 +379,8 @@ def measure_psf(
         Most stars to use.
     stars
         Stars to use; None: `select_stars`.
+    threads
+        The result does not depend on it.
 
     Returns
     -------
@@ -393,7 +399,7 @@ def measure_psf(
     if order not in N_TERMS or (size is not None and (size < 7 or size % 2 == 0)):
         raise InputError(f"PSF: order {order} must be 0, 1 or 2, size {size} odd and at least 7")
     if stars is None:
-        stars = select_stars(data, background, mask, info, n_max=n_max)
+        stars = select_stars(data, background, mask, info, n_max=n_max, threads=threads)
     if len(stars) == 0:
         raise InputError(
             "PSF: no isolated, unsaturated star found; give the width by hand (PsfModel.moffat) or a deeper image"
@@ -402,7 +408,7 @@ def measure_psf(
     half = default_half(fwhm) if size is None else size // 2
     over = default_over(fwhm) if over is None else over
     sky_free, bad = without_sky(data, background, mask)
-    sample = _cut(sky_free, background.noise, bad, stars, half)
+    sample = _cut(sky_free, background.noise, bad, stars, half, threads)
     start = PsfModel(
         normalised(to_spline(_moffat_like(sample, stars, half, over))[None], over),
         over,
@@ -438,7 +444,7 @@ def _cross_validated(sample: _Sample, start: PsfModel, highest: int, gain: float
     return replace(model, quality=quality)
 
 
-def _cut(sky_free: Image, noise: Image, bad: MaskPlane, stars: Stars, half: int) -> _Sample:
+def _cut(sky_free: Image, noise: Image, bad: MaskPlane, stars: Stars, half: int, threads: int) -> _Sample:
     """Stamps of the stars; pixels of other objects, of the mask and outside the image get variance 0."""
     from scipy.ndimage import maximum_filter
 
@@ -454,7 +460,8 @@ def _cut(sky_free: Image, noise: Image, bad: MaskPlane, stars: Stars, half: int)
     variance = np.where(inside & ~other & (bad[at] == 0), np.square(noise[at]), 0).astype(np.float32)
     fit = np.zeros((len(stars), 10))
     fit[:, 0], fit[:, 1], fit[:, 2] = stars.x, stars.y, stars.flux
-    return _Sample(sky_free[at], variance, centre, fit, np.ones(len(stars), bool))
+    threads = threads if len(stars) >= THREADED_STARS else 1
+    return _Sample(sky_free[at], variance, centre, fit, np.ones(len(stars), bool), threads)
 
 
 def _moffat_like(sample: _Sample, stars: Stars, half: int, over: int) -> Array:
@@ -505,25 +512,28 @@ def _rounds(sample: _Sample, model: PsfModel, base: Array, gain: float, n: int) 
 def _fit_sample(sample: _Sample, model: PsfModel, gain: float) -> Array:
     """Position, flux and local sky of every star under the model."""
     out = np.empty((len(sample.kept), 10))
-    kernels.fit_stars(
-        sample.pixels,
-        sample.variance,
-        model.coefficients,
-        model.order,
-        model.over,
-        model.half,
-        model.shape[1],
-        model.shape[0],
-        np.ascontiguousarray(sample.fit[:, 0]),
-        np.ascontiguousarray(sample.fit[:, 1]),
-        np.ascontiguousarray(sample.centre[:, 0]),
-        np.ascontiguousarray(sample.centre[:, 1]),
-        gain,
-        4,
-        SKY_PRIOR,
-        6.0,
-        out,
-    )
+    columns = [np.ascontiguousarray(a) for a in (*sample.fit[:, :2].T, *sample.centre.T)]
+
+    def work(first: int, last: int) -> None:
+        own = slice(first, last)
+        kernels.fit_stars(
+            sample.pixels[own],
+            sample.variance[own],
+            model.coefficients,
+            model.order,
+            model.over,
+            model.half,
+            model.shape[1],
+            model.shape[0],
+            *(column[own] for column in columns),
+            gain,
+            4,
+            SKY_PRIOR,
+            6.0,
+            out[own],
+        )
+
+    over_rows(work, len(out), sample.threads)
     return out
 
 
@@ -586,13 +596,22 @@ def _improved(sample: _Sample, model: PsfModel, base: Array, gain: float) -> Psf
     weight = np.where(
         (stars.variance > 0) & ~outlier, np.square(flux) / np.where(variance > 0, variance, 1), 0
     )
-    terms = field_terms(stars.fit[:, 0], stars.fit[:, 1], model.shape, model.order)
-    step = _solve(model, base, terms, stars.fit[:, :2] - stars.centre, weight, residual / flux)
+    terms = np.ascontiguousarray(field_terms(stars.fit[:, 0], stars.fit[:, 1], model.shape, model.order))
+    offsets = stars.fit[:, :2] - stars.centre
+    step = _solve(model, base, terms, offsets, weight, residual / flux, sample.threads)
     moved = replace(model, coefficients=normalised(model.coefficients + step, model.over))
     return _centred(_centred(moved))
 
 
-def _solve(model: PsfModel, base: Array, terms: Array, offsets: Array, weight: Array, target: Array) -> Array:
+def _solve(
+    model: PsfModel,
+    base: Array,
+    terms: Array,
+    offsets: Array,
+    weight: Array,
+    target: Array,
+    threads: int,
+) -> Array:
     """Step of the coefficients that minimises  sum w (target - A step)^2 + penalty(coefficients - base).
 
     Conjugate gradients with a diagonal preconditioner; the penalty is that of an amplitude and of a curvature which
@@ -603,24 +622,35 @@ def _solve(model: PsfModel, base: Array, terms: Array, offsets: Array, weight: A
     allowed = np.array([AMPLITUDE[p] for p in power])[:, None, None] * (np.abs(base) + 1e-4 * base.max())
     stiff = 1 / np.square(allowed)
     curvature_scale = CURVATURE * (model.over * _width(base, model.over) / 2.355) ** 2
-    arguments = (np.ascontiguousarray(terms), np.ascontiguousarray(offsets), model.over, model.half)
+    offsets = np.ascontiguousarray(offsets)
+
+    def through_stars(c: Array, z: Array | None, powers: Array) -> Array:
+        """Onto the pixels of all stars and back to the coefficients; with `z` only back."""
+        cuts = np.linspace(0, len(powers), PARTS + 1).astype(int).tolist()
+        sums = np.zeros((PARTS, *c.shape))
+
+        def work(first: int, last: int) -> None:
+            for k in range(first, last):
+                own = slice(cuts[k], cuts[k + 1])
+                pixels = weight[own] if z is None else z[own]
+                kernels.normal_product(
+                    c, powers[own], offsets[own], model.over, model.half, weight[own], pixels, z is not None, sums[k]
+                )  # fmt: skip
+
+        over_rows(work, PARTS, threads)
+        return np.asarray(sums.sum(0))
 
     def curved(c: Array) -> Array:
         return curvature_scale * _laplacian(stiff * curvature_scale * _laplacian(c))
 
     def product(c: Array) -> Array:
-        out = np.zeros_like(c)
-        kernels.normal_product(c, *arguments, weight, weight, False, out)
-        return np.where(inside, out + stiff * c + curved(c), 0)
+        return np.where(inside, through_stars(c, None, terms) + stiff * c + curved(c), 0)
 
     departure = model.coefficients.astype(np.float64)
     departure[0] -= base
-    right = np.zeros_like(departure)
-    kernels.normal_product(departure, *arguments, weight, target, True, right)
+    right = through_stars(departure, target, terms)
     right = np.where(inside, right - stiff * departure - curved(departure), 0)
-    diagonal = np.zeros_like(departure)
-    squared = (np.ascontiguousarray(terms**2), *arguments[1:])
-    kernels.normal_product(departure, *squared, weight, np.ones_like(weight), True, diagonal)
+    diagonal = through_stars(departure, np.ones_like(weight), terms**2)
     return _conjugate_gradients(product, right, 1 / (0.25 * diagonal + stiff * (1 + 20 * curvature_scale**2)))
 
 

@@ -67,7 +67,7 @@ def remap(
     """Resample an image onto the pixel grid of another WCS.
 
     Each output pixel is a weighted sum of the 6x6 input pixels around its position; the weights are those of a
-    Lanczos-3 kernel [1]_, normalised to the sum 1, from a table of 8192 phases. It is multiplied by the area of the
+    Lanczos-3 kernel (Duchon 1979), normalised to the sum 1, from a table of 8192 phases. It is multiplied by the area of the
     output pixel in input pixels, so that the flux of a source stays what it was. Output pixels wider than 1.25 input
     pixels are the mean of several positions each; input more than four times finer is averaged in blocks first. An
     output pixel on the centre of an input pixel is its exact copy.
@@ -118,7 +118,7 @@ def remap(
 
     References
     ----------
-    .. [1] Duchon (1979), J. Appl. Meteor. 18, 1016: the window; its use for images as in SWarp, Bertin et al. (2002).
+    Duchon (1979), J. Appl. Meteor. 18, 1016: the window; its use for images as in SWarp, Bertin et al. (2002).
     """
     flags = _flags(data, mask, variance)
     usable = _usable(data, flags)

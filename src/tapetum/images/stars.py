@@ -9,8 +9,11 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.core.robust import MAD_TO_SIGMA
+from tapetum.images import _extract_kernels as objects
 from tapetum.images import _psf_kernels as kernels
 from tapetum.images._psf_grid import field_terms
+from tapetum.images.extract import find_objects
+from tapetum.images.shapes import axes_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 DETECT_SIGMA = 5.0  # per pixel
+LEAST_AREA = 4  # pixels above it
 SATURATION_PART = 0.8  # of the saturation level: detectors bend before they clip
 NARROWEST = 0.42  # standard deviation [pixel] below which nothing went through a telescope: a particle
 UNDERSAMPLED = (
@@ -76,6 +80,7 @@ def select_stars(
     *,
     n_max: int = 400,
     min_snr: float = 30.0,
+    threads: int = 1,
 ) -> Stars:
     """Isolated, unsaturated point sources, spread over the frame.
 
@@ -97,6 +102,8 @@ def select_stars(
         Most stars to return.
     min_snr
         Least signal-to-noise; lowered down to 10 while there are fewer than 25 stars.
+    threads
+        The result does not depend on it.
 
     Returns
     -------
@@ -104,22 +111,32 @@ def select_stars(
         Possibly none.
     """
     sky_free, bad = without_sky(data, background, mask)
-    objects, segments = _objects(sky_free, background.noise, bad)
-    table = _measure_objects(sky_free, bad, objects)
+    found = find_objects(
+        sky_free,
+        background.noise,
+        bad,
+        threshold=DETECT_SIGMA,
+        min_area=LEAST_AREA,
+        kernel=None,
+        clean=None,
+        segments=True,
+        threads=threads,
+    )
+    assert found.segments is not None  # they were asked for
+    table = _measure_objects(sky_free, bad, found.table)
     noise = background.noise[_pixel(table["y"], data.shape[0]), _pixel(table["x"], data.shape[1])]
     snr = table["flux"] / (noise * table["sigma"] * np.sqrt(4 * np.pi))  # under a Gaussian of that size
     level = background.level[_pixel(table["y"], data.shape[0]), _pixel(table["x"], data.shape[1])]
     usable = (
         (table["good"] > 0)
         & (table["n_bad"] == 0)
-        & ((objects["flag"] & 0b11111100) == 0)
         & (table["peak"] + level < SATURATION_PART * info.saturation)
         & (table["sigma"] > NARROWEST)
     )
     chosen = np.zeros(len(usable), bool)
     for least in (min_snr, 20.0, 10.0):
         chosen = _locus(table, usable & (snr > min(least, min_snr)), data.shape, info.fwhm_pix)
-        chosen &= ~_crowded(table, objects["flux"], chosen)
+        chosen &= ~_crowded(table, found.table[:, objects.FLUX], chosen)
         if chosen.sum() >= 25:
             break
     picked = _spread_out(np.flatnonzero(chosen), table, snr, data.shape, n_max)
@@ -130,7 +147,7 @@ def select_stars(
         peak=table["peak"][picked],
         fwhm=table["sigma"][picked] * 2.3548,
         snr=snr[picked],
-        segments=segments,
+        segments=found.segments,
         label=(picked + 1).astype(np.int32),
     )
 
@@ -154,38 +171,15 @@ def without_sky(data: Image, background: Background, mask: MaskPlane | None) -> 
     return sky_free, bad.view(np.uint8)
 
 
-def _objects(sky_free: Image, noise: Image, bad: MaskPlane) -> tuple[NDArray[np.void], NDArray[np.int32]]:
-    """Everything above the threshold, and who owns which pixel."""
-    import sep
-
-    n_bright = int(np.count_nonzero(sky_free[::4, ::4] > DETECT_SIGMA * noise[::4, ::4])) * 16
-    before = sep.get_extract_pixstack(), sep.get_sub_object_limit()
-    sep.set_extract_pixstack(max(before[0], 100_000 + 4 * n_bright))
-    sep.set_sub_object_limit(max(before[1], 8192))
-    try:
-        found, segments = sep.extract(
-            sky_free,
-            DETECT_SIGMA,
-            err=noise,
-            mask=bad.view(bool),
-            filter_kernel=None,
-            minarea=4,
-            clean=False,
-            segmentation_map=True,
-        )
-    finally:
-        sep.set_extract_pixstack(before[0])
-        sep.set_sub_object_limit(before[1])
-    return found, np.asarray(segments, np.int32)
-
-
-def _measure_objects(sky_free: Image, bad: MaskPlane, objects: NDArray[np.void]) -> dict[str, Array]:
+def _measure_objects(sky_free: Image, bad: MaskPlane, table: Array) -> dict[str, Array]:
     """Adaptive moments of all objects."""
-    out = np.zeros((len(objects), 8))
-    x, y = np.ascontiguousarray(objects["x"]), np.ascontiguousarray(objects["y"])
-    bright = objects["flux"] >= np.percentile(objects["flux"], 50) if len(objects) else np.zeros(0, bool)
-    sigma = float(np.median(np.sqrt(objects["a"] * objects["b"])[bright])) if len(objects) else 1.0
-    sigma = float(np.clip(sigma, 0.7, 10))
+    out = np.zeros((len(table), 8))
+    x, y, light = (table[:, column].copy() for column in (objects.X, objects.Y, objects.FLUX))
+    sigma = 1.0
+    if len(table):
+        bright = light >= np.percentile(light, 50)
+        long, short, _ = axes_of(table[:, objects.XX], table[:, objects.XY], table[:, objects.YY])
+        sigma = float(np.clip(np.median(np.sqrt(long * short)[bright]), 0.7, 10))
     half = int(np.clip(np.ceil(4.5 * sigma), 4, 40))
     kernels.moments(sky_free, bad, x, y, sigma, half, 40, out)
     names = ("x", "y", "sigma", "ellipticity", "flux", "peak", "n_bad", "good")

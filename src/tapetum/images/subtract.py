@@ -7,15 +7,13 @@ measured on its own stars, and on its own noise.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from tapetum.core.errors import InputError
-from tapetum.images._subtract_kernels import convolve_tiles, finish_difference, spread_mask
+from tapetum.images._subtract_kernels import convolve_tiles, finish_difference, mark_changed, spread_mask
 from tapetum.images.background import estimate_background
 from tapetum.images.difference import (
     Difference,
@@ -42,11 +40,10 @@ from tapetum.images.matching import (
     gaussian_basis,
 )
 from tapetum.images.psf import PsfModel
+from tapetum.images.shapes import over_rows
 from tapetum.images.zogy import proper_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from tapetum.images.frame import Image, MaskPlane
@@ -131,7 +128,12 @@ def _kernel_difference(science: Plane, reference: Plane, side: Side, order: int,
     data, noise = np.empty_like(model), np.empty_like(model)
     photons = 1 / target.gain + spread.mean() / max(kernel.scale, 1e-30) / moving.gain + kernel.noise.photons
     sky = moving.noise * np.sqrt(spread)
-    finish_difference(still, model, target.noise, sky, photons, kernel.noise.relative, data, noise)
+    photons, relative = float(photons), float(kernel.noise.relative)
+    over_rows(
+        lambda a, b: finish_difference(still, model, target.noise, sky, photons, relative, a, b, data, noise),
+        len(data),
+        threads,
+    )
     mask = target.mask.copy()
     spread_mask(moving.mask, _radius(kernel), mask)
     data[np.isnan(science.data) | np.isnan(reference.data)] = np.nan
@@ -139,7 +141,7 @@ def _kernel_difference(science: Plane, reference: Plane, side: Side, order: int,
         np.negative(data, out=data)
         data /= kernel.scale
         noise /= kernel.scale
-    data = _flattened(data, noise, mask)
+    data = _flattened(data, noise, mask, threads)
     psf = science.psf
     if psf is not None and side == "science":
         psf = _convolved_psf(psf, kernel)
@@ -194,33 +196,25 @@ def _convolved(image: Image, kernel: MatchingKernel, threads: int) -> tuple[Imag
     turned = np.ascontiguousarray(kernels[:, ::-1, ::-1]).reshape(*grid, *kernels.shape[1:])
     padded = np.pad(image, half, mode="edge")
     out = np.empty_like(image)
-    _run_rows(lambda a, b: convolve_tiles(padded, turned, TILE, a, b, out), len(rows), threads)
-    out += _background(kernel, n_y, n_x)
+    over_rows(lambda a, b: convolve_tiles(padded, turned, TILE, a, b, out), len(rows), threads)
+    _add_background(out, kernel)
     spread = (kernels.astype(np.float64) ** 2).sum((1, 2)).astype(np.float32).reshape(grid)
     return out, np.repeat(np.repeat(spread, TILE, 0)[:n_y], TILE, 1)[:, :n_x]
 
 
-def _run_rows(work: Callable[[int, int], None], n_rows: int, threads: int) -> None:
-    """Do rows 0 to n_rows in as many parts as there are threads."""
-    bounds = np.linspace(0, n_rows, threads + 1).astype(int).tolist()
-    if threads == 1:
-        work(0, n_rows)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in pairwise(bounds)]:
-            done.result()
-
-
-def _background(kernel: MatchingKernel, n_y: int, n_x: int) -> Image:
-    """Polynomial background on every pixel, row by row so that it needs no memory."""
+def _add_background(image: Image, kernel: MatchingKernel) -> None:
+    """Add the polynomial background to every pixel, a few rows at a time so that it needs no memory."""
+    n_y, n_x = image.shape
     x = np.arange(n_x, dtype=np.float64)
     # a polynomial of order n is known from n + 1 rows; rows between follow exactly
     nodes = np.linspace(0, n_y - 1, kernel.order + 1) if n_y > 1 else np.zeros(1)
     values = np.stack([kernel.background(x, np.full(n_x, row)) for row in nodes])
     powers = np.vander(nodes / max(n_y - 1, 1), len(nodes))
     coefficients = np.linalg.solve(powers, values)
-    rows = np.vander(np.arange(n_y) / max(n_y - 1, 1), len(nodes))
-    return np.asarray(rows.astype(np.float32) @ coefficients.astype(np.float32), np.float32)
+    rows = np.vander(np.arange(n_y) / max(n_y - 1, 1), len(nodes)).astype(np.float32)
+    for first in range(0, n_y, TILE):
+        own = slice(first, first + TILE)
+        image[own] += rows[own] @ coefficients.astype(np.float32)
 
 
 def _radius(kernel: MatchingKernel) -> float:
@@ -234,15 +228,19 @@ def _radius(kernel: MatchingKernel) -> float:
     return float(max(distance[order][np.searchsorted(inside, ENCLOSED)], 1.0))
 
 
-def _flattened(data: Image, noise: Image, mask: MaskPlane) -> Image:
+def _flattened(data: Image, noise: Image, mask: MaskPlane, threads: int) -> Image:
     """Take away what background is left, measured where nothing changed."""
-    changed = (np.abs(data) > 5 * noise).astype(np.uint8)
-    changed |= mask
-    changed[np.isnan(data)] = Bad.NO_DATA
+    changed = np.empty_like(mask)
+    limit, bad = np.float32(5), np.uint8(Bad.NO_DATA)
+    over_rows(
+        lambda a, b: mark_changed(data, noise, mask, limit, bad, a, b, changed),
+        len(data),
+        threads,
+    )
     if changed.all():
         return data
     box = int(np.clip(min(data.shape) // 4, FLATTEN_BOX // 2, FLATTEN_BOX))
-    data -= estimate_background(data, changed, box=box).level
+    data -= estimate_background(data, changed, box=box, threads=threads).level
     return data
 
 

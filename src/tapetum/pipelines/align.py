@@ -18,7 +18,7 @@ SUFFIX = ".aligned.fits.fz"
 SAME = 1e-6  # relative: a header that says what we understood
 
 
-def aligner(onto: str, telescope: str | None, threads: int) -> Work:
+def aligner(onto: str, telescope: str | None, threads: int, *, mask: str | None = None) -> Work:
     """The function that puts an image, its mask and variance onto the grid of `onto`; see `run_step`.
 
     Parameters
@@ -29,6 +29,8 @@ def aligner(onto: str, telescope: str | None, threads: int) -> Work:
         Name or file of the profile to read the images with; None recognises it.
     threads
         Of each image.
+    mask
+        Mask of the images; None takes the one in the file or beside it.
 
     Raises
     ------
@@ -39,7 +41,7 @@ def aligner(onto: str, telescope: str | None, threads: int) -> Work:
     profile = None if telescope is None else find_telescope(telescope)
 
     def work(step: Step) -> Made:
-        frame = read_frame(step.source, profile)
+        frame = read_frame(step.source, profile, mask=mask)
         aligned = align(frame, target, threads=threads)
         write_aligned(Path(step.output), aligned, frame.info, onto)
         return Made(tuple(WARNING + text for text in aligned.info.warnings))

@@ -96,7 +96,7 @@ class Surface:
         An image that no kernel has blurred, its sky noise and its PSF: there a particle's hit is narrower than a star.
     template
         The aligned reference; None where there is none.
-    saturated
+    saturated : ndarray of bool, shape (n_y, n_x)
         Where either image is saturated.
     """
 
@@ -297,6 +297,12 @@ def magnitudes(flux: Array, flux_err: Array, zero_point: float | None) -> tuple[
     return mag, mag_err
 
 
+def signal_to_noise(flux: Array, flux_err: Array) -> Array:
+    """Size of a change over its error, that of the light that `magnitudes` are made of; 0 where it has none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.abs(flux) / flux_err, nan=0.0, posinf=0.0)
+
+
 def candidate_table(
     image: str,
     band: str | None,
@@ -319,16 +325,17 @@ def candidate_table(
 
     Notes
     -----
-    Columns: ``candidate_id x y ra dec band mag mag_err flux flux_err flux_template snr fwhm fwhm_psf elongation
-    length_pix
-    angle_deg chi2 masked_fraction dipole saturated_distance sharpness relative sign n_pix notes match
-    match_distance score probability flags reason``.
+    Columns: ``candidate_id x y ra dec band mag mag_err flux flux_err flux_template snr significance fwhm fwhm_psf
+    elongation length_pix angle_deg chi2 masked_fraction dipole saturated_distance sharpness relative sign n_pix notes
+    match match_distance score probability flags reason``; ``snr`` is flux over its error, ``significance`` that of the
+    filter which detected it.
     """
     import pyarrow as pa
 
     found, evidence = judged.found, judged.evidence
     level = np.where(np.isnan(scores.probability), scores.score, scores.probability)
-    order = np.lexsort([-np.abs(found.snr), -np.nan_to_num(level, nan=-1.0), ~survives])
+    snr = signal_to_noise(light.flux, light.flux_err)
+    order = np.lexsort([-snr, -np.nan_to_num(level, nan=-1.0), ~survives])
     names = [f"{image}_{number:05d}" for number in range(1, len(found) + 1)]
     columns: dict[str, Any] = {
         "candidate_id": pa.array(names, pa.string()),
@@ -361,7 +368,8 @@ def _numbers_after(found: Detections, light: Photometry, evidence: Evidence) -> 
         "flux": light.flux,
         "flux_err": light.flux_err,
         "flux_template": light.flux_template,
-        "snr": np.abs(found.snr),
+        "snr": signal_to_noise(light.flux, light.flux_err),
+        "significance": np.abs(found.snr),
         "fwhm": found.fwhm_pix,
         "fwhm_psf": found.fwhm_psf_pix,
         "elongation": found.elongation,

@@ -14,9 +14,9 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.pipelines.search_results import (
-    REAL_KINDS,
     SURROUNDINGS,
     SearchResult,
+    is_source,
     match_truth,
     read_ecsv,
     read_truth,
@@ -235,7 +235,7 @@ def recover(
         known = read_truth(own) if own.is_file() else truth_for(result.source, tables)
         if known is None:
             continue
-        real = known[[str(kind) in REAL_KINDS for kind in known["kind"]]]
+        real = known[is_source(known)]
         ours, theirs = _one_image(result, real, radius_arcsec)
         injected.append(ours)
         candidates.append(theirs)

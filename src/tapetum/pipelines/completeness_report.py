@@ -55,8 +55,10 @@ def plots(completeness: Completeness) -> dict[str, tuple[str, str, str]]:
     return out
 
 
-def build_page(completeness: Completeness, provenance: Sequence[tuple[str, str]]) -> Page:
-    """The report as a page."""
+def build_page(
+    completeness: Completeness, provenance: Sequence[tuple[str, str]], notice: str = ""
+) -> Page:
+    """The report as a page; `notice` stands above all, for instance which images are not in it."""
     figures = [Figure(title, svg, text) for title, svg, text in plots(completeness).values()]
     sections: list[Section] = [
         Facts(_facts(completeness)),
@@ -68,14 +70,16 @@ def build_page(completeness: Completeness, provenance: Sequence[tuple[str, str]]
     ]
     n = len(completeness.recovery.images)
     subtitle = f"{len(completeness.recovery.injected)} injected sources in {n} image{'s' if n > 1 else ''}."
-    return Page("Completeness", subtitle, sections)
+    return Page("Completeness", subtitle, sections, notice=notice)
 
 
-def write_report(folder: Path, completeness: Completeness, provenance: Sequence[tuple[str, str]]) -> None:
+def write_report(
+    folder: Path, completeness: Completeness, provenance: Sequence[tuple[str, str]], notice: str = ""
+) -> None:
     """Write ``report.html``, one SVG per plot, and the tables ``fractions injected candidates images`` (ECSV)."""
     from tapetum.pipelines.completeness import fractions_table
 
-    write_page(folder / "report.html", build_page(completeness, provenance))
+    write_page(folder / "report.html", build_page(completeness, provenance, notice))
     for name, (_, svg, _) in plots(completeness).items():
         with whole_file(folder / f"{name}.svg") as part:
             part.write_text(svg, encoding="utf-8")
@@ -93,13 +97,19 @@ def write_report(folder: Path, completeness: Completeness, provenance: Sequence[
 
 def summary(completeness: Completeness) -> str:
     """What was found, in one line."""
-    found, total = _point_counts(completeness)
+    found, total = _counts(completeness)
+    points, all_points = _point_counts(completeness)
     depth = completeness.depth.get(("point", "all"))
     reach = "" if depth is None else f"; 50 % at {_mag(depth.mag50)}, 90 % at {_mag(depth.mag90)}"
     return (
-        f"{found} of {total} injected point sources found{reach}; "
+        f"{found} of {total} simulated sources found, {points} of {all_points} point sources{reach}; "
         f"{completeness.false_per_image:g} false candidates per image"
     )
+
+
+def _counts(completeness: Completeness) -> tuple[int, int]:
+    kinds = completeness.kinds.values()
+    return sum(found for found, _ in kinds), sum(total for _, total in kinds)
 
 
 def _point_counts(completeness: Completeness) -> tuple[int, int]:
@@ -116,7 +126,9 @@ def _mag(value: float, interval: tuple[float, float] | None = None) -> str:
 
 def _facts(completeness: Completeness) -> list[Fact]:
     found, total = _point_counts(completeness)
+    of_all, all_sources = _counts(completeness)
     facts = [
+        Fact("sources found", f"{of_all:,}", f"of {all_sources:,} simulated, trails and comets with them"),
         Fact("point sources found", f"{found:,}", f"of {total:,} injected"),
         Fact("false candidates", f"{completeness.false_per_image:g}", "median per image"),
     ]

@@ -17,6 +17,7 @@ from tapetum import __version__
 from tapetum.core.errors import InputError
 from tapetum.images.background import estimate_background
 from tapetum.images.cutouts import cut
+from tapetum.images.edges import without_bad_edges
 from tapetum.images.fits import read_frame, write_frame
 from tapetum.images.frame import Bad
 from tapetum.images.psf import measure_psf
@@ -71,8 +72,7 @@ MAG_RANGE = (17.0, 21.5)
 KINDS = ("transient:160", "streak:12", "comet:3", "cosmic_ray:60")
 ON_GALAXIES = 0.3  # of the transients; the quadrant has few galaxies, and two on one are hard to tell apart
 # a night with slightly worse seeing and more moonlight; the transparency is the same, so that the zero point of the
-# header stays true. The pointing differs by so much that the outermost columns and row of the real quadrant, which are
-# dim and bright, leave the field: a real second epoch would have such pixels of its own
+# header stays true
 CHANGE = EpochChange(shift=(4.4, 2.7), fwhm_ratio=1.15, sky_factor=1.1)
 SCENE_KINDS = ("transient:100", "streak:6", "comet:1", "cosmic_ray:20")
 RADIUS_ARCSEC = 2.0
@@ -159,6 +159,7 @@ def quadrant_pair(
 def _simulate_epoch(frame: Frame, options: SimulateOptions) -> tuple[Frame, Table]:
     """Another exposure of the field of `frame` with sources in it, and their truth."""
     noise, draws = rng_of(options.seed, EPOCH).spawn(2)
+    frame, _ = without_bad_edges(frame)  # else they would be bright and dim sky of the second epoch
     background = estimate_background(frame.data, frame.mask)
     fwhm = measure_psf(frame.data, background, frame.mask, frame.info).quality.fwhm_pix
     empty = second_epoch(frame, background, fwhm, CHANGE, noise, name=EPOCH)

@@ -8,13 +8,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import numpy as np
-from markupsafe import Markup
 
 from tapetum.pipelines.completeness_report import plots
-from tapetum.report.page import Card, Cards, Column, Fact, Facts, Figure, Page, Rows, Section, Settings
+from tapetum.report.page import (
+    Card,
+    Cards,
+    Column,
+    Dot,
+    Fact,
+    Facts,
+    Figure,
+    Link,
+    Page,
+    Rows,
+    Section,
+    Settings,
+    Text,
+)
 from tapetum.report.points import Rings, image_svg
 from tapetum.report.stamps import data_uri, stamp_png
 
@@ -198,11 +210,6 @@ def choose(injected: Sequence[Injected]) -> Choice:
     return Choice([*trails, *(points[row] for row in rows)], missed[:MISSED_SHOWN])
 
 
-def link(address: str, words: str) -> Markup:
-    """A link to a file beside the page."""
-    return Markup('<a href="{}">{}</a>').format(quote(address), words)
-
-
 def summary(report: ImagesReport) -> str:
     """What was found, in one line."""
     parts = []
@@ -223,10 +230,9 @@ def headline(report: ImagesReport, address: str) -> Facts:
         if report.real
         else "A simulated scene"
     )
-    text = Markup("{}: aligned, subtracted, searched, and compared with what had been put in. {}").format(
-        what, link(address, "Open part 2: what was found, and what was missed")
-    )
-    return Facts(_facts(report)[:4], "Part 2: images", text)
+    text = f"{what}: aligned, subtracted, searched, and compared with what had been put in. "
+    way = Link("Open part 2: what was found, and what was missed", address)
+    return Facts(_facts(report)[:4], "Part 2: images", (text, way))
 
 
 def build_images_page(report: ImagesReport, home: Path, back: str) -> Page:
@@ -266,7 +272,7 @@ def build_images_page(report: ImagesReport, home: Path, back: str) -> Page:
         _files(report, home),
         Settings("How this came about", [*report.provenance, *_words(report)]),
     ]
-    subtitle = Markup("Part 2 of the demo. {}").format(link(back, "Back to part 1: alerts"))
+    subtitle = ("Part 2 of the demo. ", Link("Back to part 1: alerts", back))
     notice = REAL if report.real else SIMULATED.format(report.why_simulated)
     return Page("A second night, searched", subtitle, sections, notice=notice)
 
@@ -320,7 +326,8 @@ def _limit(report: ImagesReport) -> float | None:
 def _picture(report: ImagesReport, which: int, title: str, text: str) -> Figure:
     found = [source for source in report.injected if source.found is not None]
     missed = [source for source in report.injected if source.found is None]
-    rings, legend = [], Markup("")
+    rings: list[Rings] = []
+    legend: list[str | Link | Dot] = []
     for places, colour, word in (
         (found, FOUND, "recovered"),
         (missed, MISSED, "missed"),
@@ -328,10 +335,9 @@ def _picture(report: ImagesReport, which: int, title: str, text: str) -> Figure:
     ):
         x, y = np.array([one.x for one in places]), np.array([one.y for one in places])
         rings.append(Rings(x, y, colour, name=word))
-        dot = Markup('<span style="color:{}">&#9679;</span>').format(colour)
-        legend += Markup("{} {} {}. ").format(dot, len(places), word)
+        legend += [Dot(colour), f" {len(places)} {word}. "]
     svg = image_svg(report.planes[which], rings, step=report.step, title=title, width=PREVIEW_WIDTH)
-    return Figure(title, svg, text.format(report.step) + legend)
+    return Figure(title, svg, [text.format(report.step), *legend])
 
 
 def _gallery(report: ImagesReport, title: str, sources: Sequence[Injected], text: str) -> Cards:
@@ -448,10 +454,11 @@ def _making(report: ImagesReport) -> Facts:
 
 
 def _files(report: ImagesReport, home: Path) -> Settings:
-    values: list[tuple[str, str]] = []
+    values: list[tuple[str, Text]] = []
     for words, path in report.files:
         inside = path.is_relative_to(home)
-        values.append((words, link(path.relative_to(home).as_posix(), path.name) if inside else str(path)))
+        there = [Link(path.name, path.relative_to(home).as_posix())] if inside else str(path)
+        values.append((words, there))
     values += [(f"{words}, by hand", command) for words, command in report.commands]
     return Settings("Files, and how to do it yourself", values)
 

@@ -15,7 +15,7 @@ from tapetum.images.extract import Sources, extract_sources
 from tapetum.images.fits import read_frame
 from tapetum.images.psf import PsfModel
 from tapetum.images.psf_plane import read_psf
-from tapetum.pipelines.candidates import magnitudes
+from tapetum.pipelines.candidates import magnitudes, signal_to_noise
 from tapetum.pipelines.outputs import STDOUT
 from tapetum.pipelines.search_steps import compare, nobody, prepare, sky_positions
 from tapetum.pipelines.steps import WARNING, Made, Step
@@ -78,6 +78,8 @@ class DetectOptions:
         ``difference``: width of the PSF instead [pixel].
     aperture
         ``classical``: diameter [pixel].
+    mask
+        Mask of the images; None takes the one in the file or beside it.
     """
 
     mode: Mode = "classical"
@@ -86,6 +88,7 @@ class DetectOptions:
     psf_of: str | None = None
     fwhm: float | None = None
     aperture: float = 8.0
+    mask: str | None = None
 
     @property
     def sigma(self) -> float:
@@ -102,11 +105,13 @@ def detector(options: DetectOptions, threads: int) -> Work:
         The image of `psf_of` cannot be used, or there is no such telescope.
     """
     profile = None if options.telescope is None else find_telescope(options.telescope)
-    known = None if options.psf_of is None else prepare(read_frame(options.psf_of, profile)).psf
+    known = (
+        None if options.psf_of is None else prepare(read_frame(options.psf_of, profile), threads=threads).psf
+    )
     in_file = options.mode == "difference" and known is None and options.fwhm is None
 
     def work(step: Step) -> Made:
-        frame = read_frame(step.source, profile)
+        frame = read_frame(step.source, profile, mask=options.mask)
         said = [WARNING + text for text in frame.info.warnings]
         psf = read_psf(step.source, frame.shape) if in_file else known
         table, words = catalogue(frame, options, psf, said.append, threads=threads)
@@ -160,7 +165,7 @@ def catalogue(
     words |= {"band": frame.info.band} if frame.info.band else {}
     words |= {"mjd": f"{frame.info.mjd:.8f}"} if frame.info.mjd is not None else {}
     if options.mode == "classical":
-        found = _classical(frame, options)
+        found = _classical(frame, options, threads)
         return _table(frame, found.x, found.y, found.flux, found.flux_err, _classical_columns(found)), words
     detections = _matched(frame, options, psf, say or nobody, threads)
     words["flags"] = ", ".join(f"{note.value} {note.name}" for note in Note)
@@ -169,8 +174,8 @@ def catalogue(
     return table, words
 
 
-def _classical(frame: Frame, options: DetectOptions) -> Sources:
-    sky = estimate_background(frame.data, frame.mask)
+def _classical(frame: Frame, options: DetectOptions, threads: int) -> Sources:
+    sky = estimate_background(frame.data, frame.mask, threads=threads)
     return extract_sources(
         frame.data - sky.level,
         sky.noise,
@@ -178,6 +183,7 @@ def _classical(frame: Frame, options: DetectOptions) -> Sources:
         threshold=options.sigma,
         aperture=options.aperture,
         gain=frame.info.gain,
+        threads=threads,
     )
 
 
@@ -185,7 +191,7 @@ def _matched(
     frame: Frame, options: DetectOptions, psf: PsfModel | None, say: Callable[[str], None], threads: int
 ) -> Detections:
     if options.mode == "psf":
-        searched = compare(prepare(frame, say=say), None)
+        searched = compare(prepare(frame, threads=threads, say=say), None)
         return detect_difference(
             searched.data,
             searched.noise,
@@ -197,7 +203,7 @@ def _matched(
         )
     return detect_difference(
         frame.data,
-        _difference_noise(frame),
+        _difference_noise(frame, threads),
         frame.mask,
         _difference_psf(frame, options, psf, say),
         threshold=options.sigma,
@@ -205,10 +211,10 @@ def _matched(
     )
 
 
-def _difference_noise(frame: Frame) -> Any:
+def _difference_noise(frame: Frame, threads: int) -> Any:
     if frame.variance is not None:
         return np.sqrt(np.maximum(frame.variance, 0))
-    return estimate_background(frame.data, frame.mask).noise
+    return estimate_background(frame.data, frame.mask, threads=threads).noise
 
 
 def _difference_psf(
@@ -259,5 +265,7 @@ def _matched_columns(found: Detections) -> dict[str, Any]:
     columns = found.columns()
     skipped = ("x", "y", "flux", "flux_err")
     renamed = {"fwhm_pix": "fwhm", "fwhm_psf_pix": "fwhm_psf"}
-    names = ["snr", *(name for name in columns if name not in (*skipped, "snr"))]
-    return {renamed.get(name, name): columns[name] for name in names}
+    snr = signal_to_noise(found.flux, found.flux_err)
+    rest = {name: values for name, values in columns.items() if name not in (*skipped, "snr")}
+    rest = {renamed.get(name, name): values for name, values in rest.items()}
+    return {"snr": snr, **rest, "significance": found.snr}

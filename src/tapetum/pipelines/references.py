@@ -12,6 +12,7 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.core.settings import ArchiveSettings
+from tapetum.images.edges import without_bad_edges
 from tapetum.images.fits import expand_sources, list_images, path_of, read_frame
 from tapetum.images.mosaic import mosaic
 from tapetum.images.pixelmap import pixel_to_pixel
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
+ZTF = "ztf"
 WHOLE = 0.98  # of the science image that one reference covers: no other one is needed
 NODES = 48  # of the grid on which coverage is told, along each side
 LEAST_GAIN = 0.01  # of the science image that a further reference must add
@@ -74,9 +76,9 @@ class References:
     entries
         Images of files and folders.
     named
-        One file was named: it is the reference, whatever its header says.
+        One image was named: it is the reference, whatever its header says.
     archives
-        ``ps1`` or ``hips:ID``.
+        ``ps1``, ``ztf`` or ``hips:ID``.
     telescope
         Profile to read them with; None recognises it.
     archive_settings
@@ -106,9 +108,7 @@ class References:
         remote = tuple(spec for spec in specs if is_archive(spec))
         files = [spec for spec in specs if not is_archive(spec)]
         sources = expand_sources(files) if files else []
-        named = len(sources) == 1 and sources == files and not remote
-        if named:
-            _require(sources[0])
+        if len(sources) == 1 and sources == files and not remote and _is_one_image(sources[0]):
             return cls((Entry(sources[0], "", (0, 0)),), True, remote, telescope, archives)
         entries = tuple(entry for source in sources for entry in _entries(source))
         if files and not entries:
@@ -164,6 +164,9 @@ class References:
         for cell in self._found(frame, problems, say):
             n += 1
             say(f"reference {cell.source}")
+            cell, edges = without_bad_edges(cell)  # where its own edges are: alignment moves and blurs them
+            if edges:
+                say(f"{cell.source}: {edges}")
             yield cell
         if not n:
             why = "; ".join(problems) or "none of them overlaps"
@@ -212,6 +215,8 @@ class References:
         from tapetum.core.places import cache_dir
         from tapetum.surveys.archives import find_reference_archive
 
+        if archive == ZTF:
+            return self._ztf_reference(frame, say)
         n_y, n_x = frame.shape
         x, y = (
             np.array([(n_x - 1) / 2, 0, n_x - 1, 0, n_x - 1]),
@@ -226,9 +231,35 @@ class References:
         return client.fetch(float(ra[0]) % 360, float(dec[0]), radius, frame.info.band or "clear", folder)
 
 
+    def _ztf_reference(self, frame: Frame, say: Say) -> list[Path]:
+        """The survey's own reference image of a ZTF frame."""
+        from tapetum.core.http import HttpClient, Patience
+        from tapetum.core.places import cache_dir
+        from tapetum.surveys.archive_ztf import ZtfArchive, field_name
+        from tapetum.surveys.archives import READ_SECONDS
+
+        try:
+            name = field_name(frame.info.identity, frame.info.band)
+        except InputError as problem:
+            raise InputError(f"{frame.source}: {problem}") from None
+        say(f"fetching the ZTF reference of {name}")
+        folder = self.folder or cache_dir() / "archives" / ZTF
+        with HttpClient(Patience(read_s=READ_SECONDS)) as client:
+            archive = ZtfArchive(client, self.archive_settings or ArchiveSettings(), folder)
+            return archive.fetch_products(name, ["reference"])
+
+
 def is_archive(spec: str) -> bool:
     """Whether a reference is to be fetched."""
-    return spec == "ps1" or spec.startswith("hips:")
+    return spec in ("ps1", ZTF) or spec.startswith("hips:")
+
+
+def _is_one_image(source: str) -> bool:
+    _require(source)
+    try:
+        return len(list_images(source)) == 1
+    except InputError:  # reading it will say why
+        return True
 
 
 def _require(source: str) -> None:

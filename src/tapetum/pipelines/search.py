@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-import tomllib
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,12 +20,15 @@ from tapetum import __version__
 from tapetum.core.errors import InputError, TapetumError, UsageError
 from tapetum.core.files import whole_file
 from tapetum.core.progress import Progress, no_progress
-from tapetum.core.settings import Settings, write_settings
-from tapetum.finders.transients import STAMP_SIZE, CandidateBatch, CandidateFlag, Transients, load
+from tapetum.core.settings import Settings, settings_text, write_settings
+from tapetum.finders.transients import STAMP_SIZE, CandidateBatch, CandidateFlag, Transients, load, misfit
 from tapetum.images.cutouts import centre_pixel
-from tapetum.images.fits import files_of, image_name, list_images, path_of, read_frame, write_frame
+from tapetum.images.detect import Detections
+from tapetum.images.fits import files_of, image_name, path_of, read_frame, write_frame
 from tapetum.images.frame import Bad
 from tapetum.images.photometry import forced_photometry
+from tapetum.models.card import load_card
+from tapetum.models.registry import find_model
 from tapetum.pipelines.candidates import (
     UNITS,
     VETOES,
@@ -35,6 +37,7 @@ from tapetum.pipelines.candidates import (
     VetoLimits,
     candidate_table,
     magnitudes,
+    signal_to_noise,
 )
 from tapetum.pipelines.cutouts import candidate_cards, crosses_edge, cut_planes, write_cutout
 from tapetum.pipelines.outputs import fingerprint
@@ -54,15 +57,20 @@ from tapetum.pipelines.search_results import (
     CUTOUTS,
     DETECTIONS,
     LOG,
+    OWN_FOLDERS,
     PLANES,
     REPORT,
     SETTINGS,
     SURROUNDINGS,
+    VERB,
     carried_truth,
     result_folders,
+    run_of,
     whole_folder,
 )
 from tapetum.pipelines.search_steps import (
+    PSF_STARS,
+    WIDTH_STARS,
     Calibration,
     Compared,
     Prepared,
@@ -80,6 +88,7 @@ from tapetum.pipelines.steps import profile_files
 from tapetum.report.page import write_page
 from tapetum.report.tables import write_table
 from tapetum.simulate.truth import TRUTH_NAME, write_truth
+from tapetum.sky.catalogue import is_remote
 from tapetum.surveys.telescopes import find_telescope
 
 if TYPE_CHECKING:
@@ -96,6 +105,9 @@ Keep = Literal["difference", "all", "none"]
 Cutouts = Literal["fits", "none"]
 Cells = Literal["mosaic", "individual"]
 SHOWN = 24  # candidates pictured in the report
+FEATURES = (
+    *(column.name for column in fields(Detections)), "snr", "significance", "mag", "mag_err", "flux_template",
+)  # that a network may ask for
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class SearchOptions:
     Attributes
     ----------
     references
-        Files, folders, ``ps1`` or ``hips:ID``; empty searches the science image itself.
+        Files, folders, ``ps1``, ``ztf`` or ``hips:ID``; empty searches the science image itself.
     cells
         What several reference images of one field become: one mosaic, or a difference each.
     method, convolve
@@ -116,12 +128,14 @@ class SearchOptions:
         What a detection must not exceed.
     telescope
         Profile; None recognises it from the header.
+    mask
+        Mask of the science images; None takes the one in the file or beside it.
     catalogue
-        Table of stars for the zero point and the astrometric check.
+        Table, or remote catalogue, of stars for the zero point and the astrometric check.
     refine_wcs
         Correct the WCS by that catalogue.
     known
-        Tables of known objects.
+        Tables, or remote catalogues, of known objects.
     match_radius_arcsec
         A candidate this near to a known object is that object.
     drop_known
@@ -142,9 +156,10 @@ class SearchOptions:
     threshold: float = 5.0
     limits: VetoLimits = field(default_factory=VetoLimits)
     telescope: str | None = None
-    catalogue: Path | None = None
+    mask: str | None = None
+    catalogue: str | None = None
     refine_wcs: bool = False
-    known: tuple[Path, ...] = ()
+    known: tuple[str, ...] = ()
     match_radius_arcsec: float = 2.0
     drop_known: bool | None = None
     model: str | None = None
@@ -224,7 +239,8 @@ class Diary:
 
 def plan(sources: Sequence[str], out: Path, options: SearchOptions) -> list[Task]:
     """A task with a folder of its own for each image; images of one name in different folders do not collide."""
-    others = [path for path in (*options.known, options.catalogue) if path is not None]
+    others = [Path(name) for name in (*options.known, options.catalogue) if name and not is_remote(name)]
+    others += files_of([] if options.mask is None else [options.mask])
     others += files_of(name for name in options.references if path_of(name).exists())
     others += profile_files(options.telescope)
     shared = fingerprint(others, {"options": asdict(options)}, skip=[out])
@@ -238,17 +254,6 @@ def plan(sources: Sequence[str], out: Path, options: SearchOptions) -> list[Task
     return tasks
 
 
-def planes_of(sources: Sequence[str]) -> list[str]:
-    """Every image of every file, so that each is a task of its own; a file that cannot be read stays as it is."""
-    found: list[str] = []
-    for source in sources:
-        try:
-            found += list_images(source)
-        except InputError:  # searching it will say why
-            found.append(source)
-    return list(dict.fromkeys(found))
-
-
 def _name_for(source: str, out: Path, taken: dict[str, str]) -> str:
     """The first of stem, folder_stem, stem-hash that is free or is this image's own already."""
     place = str(Path(source).absolute())
@@ -260,7 +265,7 @@ def _name_for(source: str, out: Path, taken: dict[str, str]) -> str:
     )
     for name in names:
         owner = _owner(out / name)
-        if name not in taken and owner in (None, place):
+        if name not in (*taken, *OWN_FOLDERS) and owner in (None, place):
             return name
     return names[-1]
 
@@ -269,15 +274,7 @@ def _owner(folder: Path) -> str | None:
     """Which image a folder belongs to; None for a folder that is not there, empty for one that is not ours."""
     if not folder.exists():
         return None
-    return str(_run_of(folder).get("source", ""))
-
-
-def _run_of(folder: Path) -> dict[str, Any]:
-    try:
-        run = tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8")).get("run", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return {}
-    return dict(run) if isinstance(run, dict) else {}
+    return str(run_of(folder).get("source", ""))
 
 
 def search(
@@ -299,10 +296,11 @@ def search(
     Raises
     ------
     UsageError
-        A folder of an image's name is there and is not the result of a search.
+        A folder of an image's name is there and is not the result of a search, or the model cannot score candidates.
     InputError
         A reference, catalogue or telescope cannot be used.
     """
+    _check_model(options)
     tasks = plan(sources, out, options)
     for task in tasks:
         if _owner(task.folder) == "":
@@ -326,19 +324,32 @@ def search(
     return [outcomes[task.source] for task in tasks]
 
 
+def _check_model(options: SearchOptions) -> None:
+    """Raise UsageError when the model that was asked for would leave every candidate without a score."""
+    if options.model is None:
+        return
+    problem = misfit(load_card(find_model(options.model).card), _stamps(options), FEATURES)
+    if problem:
+        remedy = "" if options.references else "; a search with --reference has all three"
+        raise UsageError(f"--model {options.model} does not fit: {problem}{remedy}")
+
+
+def _stamps(options: SearchOptions) -> tuple[str, ...]:
+    return PLANES if options.references else PLANES[:1]
+
+
 def write_index(out: Path) -> None:
     """Write ``out/report.html``: every image that was searched into this folder, and what became of it."""
-    runs = {place.name: _run_of(place) for place in result_folders(out)}
-    write_page(out / REPORT, index_page({name: run for name, run in runs.items() if "source" in run}))
+    write_page(out / REPORT, index_page({place.name: run_of(place) for place in result_folders(out)}))
 
 
 def _finished(task: Task) -> bool:
-    run = _run_of(task.folder)
+    run = run_of(task.folder)
     return run.get("fingerprint") == task.made_from and "problem" not in run
 
 
 def _old(task: Task) -> Outcome:
-    run = _run_of(task.folder)
+    run = run_of(task.folder)
     return Outcome(
         task.source, task.folder, run.get("n_candidates", 0), run.get("n_detections", 0), skipped=True
     )
@@ -349,7 +360,7 @@ def _searcher(
 ) -> Callable[[Task], Outcome]:
     """The function that a worker runs: everything that all images share is read here, once."""
     finder = load(options.model)
-    catalogues = Catalogues.read(options.catalogue, options.known)
+    catalogues = Catalogues.read(options.catalogue, options.known, settings.archives.vizier_url)
 
     def one(task: Task) -> Outcome:
         return search_image(task, options, settings, references, finder, catalogues, threads=threads)
@@ -370,6 +381,9 @@ def search_image(
     """Search one image and write its folder, whole; a problem with it is part of the outcome."""
     diary = Diary()
     diary.say(f"tapetum {__version__}: {task.source}")
+    unfit = "" if finder.model is None else misfit(finder.model.card, _stamps(options), FEATURES)
+    if unfit:  # nobody asked for this network: it is no reason to stop
+        diary.say(f"warning: {finder.name} scores nothing: {unfit}")
     problem: str | None = None
     with whole_folder(task.folder) as part:
         found: Found | None = None
@@ -383,7 +397,7 @@ def search_image(
             problem = str(reason) or type(reason).__name__
             diary.say(f"failed: {problem}")
         command: dict[str, Any] = {
-            "verb": "images search",
+            "verb": VERB,
             "source": str(Path(task.source).absolute()),
             **_flat(options),
             "fingerprint": task.made_from,
@@ -391,12 +405,12 @@ def search_image(
         }
         if found is not None:
             command |= {"n_candidates": found.n_candidates, "n_detections": len(found.table)}
-        command["seconds"] = round(diary.seconds, 3)
-        write_settings(part / SETTINGS, settings, command)
         if found is not None:
-            _write(part, task, options, found, diary, (part / SETTINGS).read_text(encoding="utf-8"))
+            _write(part, task, options, found, diary, settings_text(settings, command), threads)
         with whole_file(part / LOG) as log:
             log.write_text(diary.text(), encoding="utf-8")
+        command["seconds"] = round(diary.seconds, 3)  # of everything; the report could not know it yet
+        write_settings(part / SETTINGS, settings, command)
     n = (0, 0) if found is None else (found.n_candidates, len(found.table))
     return Outcome(task.source, task.folder, *n, diary.seconds, problem)
 
@@ -405,7 +419,7 @@ def _flat(options: SearchOptions) -> dict[str, Any]:
     """Options as one level of plain values, as `write_settings` takes them."""
     values = asdict(options)
     values |= {f"limit_{key}": value for key, value in values.pop("limits").items()}
-    values["known"] = [str(path) for path in options.known]
+    values["known"] = list(options.known)
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -475,13 +489,16 @@ def _road(
     threads: int,
 ) -> Found:
     profile = find_telescope(options.telescope) if options.telescope else None
-    frame = read_frame(task.source, profile)
+    frame = read_frame(task.source, profile, mask=options.mask)
     for warning in frame.info.warnings:
         diary.say(f"warning: {warning}")
     diary.step("read")
-    science = prepare(frame, say=diary.say)
+    science = prepare(frame, threads=threads, say=diary.say)
     diary.step("background and PSF")
-    frame, calibration = calibrate(frame, science, catalogues, refine=options.refine_wcs, say=diary.say)
+    catalogues = catalogues.around(frame, diary.say)
+    frame, calibration = calibrate(
+        frame, science, catalogues, refine=options.refine_wcs, threads=threads, say=diary.say
+    )
     science = replace(science, wcs=frame.wcs)
     field: Field | None = None
     for reference in _references(frame, options, references, diary, threads):
@@ -497,11 +514,12 @@ def _references(
     if references is None:
         yield None
         return
+    n_stars = PSF_STARS if options.method == "zogy" else WIDTH_STARS
     for aligned in references.aligned(frame, cells=options.cells, say=diary.say, threads=threads):
         for warning in aligned.info.warnings:
             diary.say(f"warning: {aligned.source}: {warning}")
         diary.step("reference aligned")
-        prepared = prepare(aligned, say=diary.say)
+        prepared = prepare(aligned, n_stars=n_stars, threads=threads, say=diary.say)
         diary.step("background and PSF of the reference")
         yield prepared
 
@@ -584,6 +602,8 @@ def _scored(finder: Transients, found: Found, light: Photometry) -> Scores:
     stamps = cut_planes(found.planes, seen.x[rows], seen.y[rows], size)
     columns = {
         **seen.columns(),
+        "snr": signal_to_noise(seen.flux, seen.flux_err),
+        "significance": seen.snr,
         "mag": light.mag,
         "mag_err": light.mag_err,
         "flux_template": light.flux_template,
@@ -636,12 +656,14 @@ def _words(
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def _write(part: Path, task: Task, options: SearchOptions, found: Found, diary: Diary, toml: str) -> None:
+def _write(
+    part: Path, task: Task, options: SearchOptions, found: Found, diary: Diary, toml: str, threads: int
+) -> None:
     """Everything into a folder that is not the final one yet."""
     candidates = found.table.filter(found.keep)
     for name, table in ((CANDIDATES, candidates), (DETECTIONS, found.table)):
         write_table(table, str(part / name), units=UNITS)
-    _write_surroundings(part / SURROUNDINGS, found)
+    _write_surroundings(part / SURROUNDINGS, found, threads)
     truth = carried_truth(task.source, task.folder.name)
     if truth is not None:
         write_truth(part / TRUTH_NAME, truth)
@@ -683,10 +705,10 @@ def _report(found: Found, candidates: pa.Table, diary: Diary, toml: str) -> Qual
     )
 
 
-def _write_surroundings(path: Path, found: Found) -> None:
+def _write_surroundings(path: Path, found: Found, threads: int) -> None:
     import pyarrow as pa
 
-    near = surroundings_of(found.field.compared)
+    near = surroundings_of(found.field.compared, threads=threads)
     columns = {"kind": pa.array(near.kind, pa.string()), "x": near.x, "y": near.y, "radius": near.radius}
     write_table(pa.table(columns), str(path), {"image": found.words["image"]}, dict.fromkeys("xy", "pix"))
 

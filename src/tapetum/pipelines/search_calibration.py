@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from tapetum.core.errors import InputError
+from tapetum.core.errors import InputError, NetworkError
 from tapetum.pipelines.candidates import Known
 from tapetum.pipelines.search_steps import Calibration, nobody
-from tapetum.sky.match import match_sky
+from tapetum.sky.match import match_sky, separation_arcsec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 STAR_SIGMA = 5.0  # per pixel
 STAR_SNR = 20.0
+CONE_MARGIN_DEG = 0.01  # for a WCS that is a little off
 
 
 @dataclass(frozen=True)
 class Catalogues:
-    """Tables that all images of a search share.
+    """Tables of stars and of known objects; those of an archive are fetched for each image.
 
     Attributes
     ----------
@@ -39,29 +40,87 @@ class Catalogues:
         Where they come from.
     known
         (name, table) of known objects.
+    remote_stars, remote_known
+        Names of catalogues to fetch around each image.
+    server
+        Where they are fetched from; None: astroquery's own server.
     """
 
     stars: Catalogue | None = None
     stars_name: str = ""
     known: tuple[tuple[str, Catalogue], ...] = ()
+    remote_stars: str | None = None
+    remote_known: tuple[str, ...] = ()
+    server: str | None = None
 
     @classmethod
-    def read(cls, stars: Path | None, known: Sequence[Path]) -> Self:
-        """Read the tables.
+    def read(cls, stars: str | None, known: Sequence[str], server: str | None = None) -> Self:
+        """Read the tables that are files; what is not a file is the name of a remote catalogue.
 
         Raises
         ------
         InputError
-            A table cannot be read.
+            A table cannot be read, or is neither a file nor a known name.
         """
         if stars is None and not known:
             return cls()
-        from tapetum.sky.catalogue import read_catalogue
+        from tapetum.sky.catalogue import is_remote, read_catalogue
 
-        table = None if stars is None else read_catalogue(stars)
-        return cls(
-            table, "" if stars is None else stars.name, tuple((p.stem, read_catalogue(p)) for p in known)
+        local = [name for name in known if not is_remote(name)]
+        found = cls(
+            known=tuple((Path(name).stem, read_catalogue(name)) for name in local),
+            remote_known=tuple(name for name in known if is_remote(name)),
+            server=server,
         )
+        if stars is None:
+            return found
+        if is_remote(stars):
+            return replace(found, remote_stars=stars)
+        return replace(found, stars=read_catalogue(stars), stars_name=Path(stars).name)
+
+    def around(self, frame: Frame, say: Say = nobody) -> Self:
+        """The same with what an archive has around an image.
+
+        Raises
+        ------
+        InputError
+            The image has no WCS, or is too large a part of the sky.
+        NetworkError, MissingExtraError
+            Known objects cannot be fetched. Stars that cannot be fetched are a warning: the header calibrates.
+        """
+        if self.remote_stars is None and not self.remote_known:
+            return self
+        from tapetum.sky.catalogue import fetch_catalogue
+
+        ra, dec, radius = _cone(frame)
+        known = tuple(
+            (name, fetch_catalogue(name, ra, dec, radius, server=self.server)) for name in self.remote_known
+        )
+        found = replace(self, known=(*self.known, *known))
+        if self.remote_stars is None:
+            return found
+        try:
+            stars = fetch_catalogue(self.remote_stars, ra, dec, radius, server=self.server)
+        except NetworkError as problem:
+            say(f"warning: {self.remote_stars} cannot be fetched, the header calibrates: {problem}")
+            return found
+        return replace(found, stars=stars, stars_name=self.remote_stars)
+
+
+def _cone(frame: Frame) -> tuple[float, float, float]:
+    """Centre and radius of the circle that encloses an image, (ra, dec, radius) [deg]."""
+    if frame.wcs is None:
+        raise InputError(
+            f"{frame.source}: has no WCS, so no catalogue can be fetched around it; name a table"
+        )
+    n_y, n_x = frame.shape
+    x, y = (
+        np.array([(n_x - 1) / 2, 0, n_x - 1, 0, n_x - 1]),
+        np.array([(n_y - 1) / 2, 0, 0, n_y - 1, n_y - 1]),
+    )
+    ra, dec = frame.wcs.all_pix2world(x, y, 0)
+    radius = float(separation_arcsec(ra[0], dec[0], ra[1:], dec[1:]).max()) / 3600
+    return float(ra[0]) % 360.0, float(dec[0]), radius + CONE_MARGIN_DEG
 
 
 def match_known(
@@ -79,7 +138,13 @@ def match_known(
 
 
 def calibrate(
-    frame: Frame, science: Prepared, catalogues: Catalogues, *, refine: bool = False, say: Say = nobody
+    frame: Frame,
+    science: Prepared,
+    catalogues: Catalogues,
+    *,
+    refine: bool = False,
+    threads: int = 1,
+    say: Say = nobody,
 ) -> tuple[Frame, Calibration]:
     """The zero point: by stars of the catalogue where there is one, else as the header says.
 
@@ -98,21 +163,23 @@ def calibrate(
         say(f"warning: {frame.source} has no WCS: {catalogues.stars_name} cannot calibrate it")
         return frame, header
     try:
-        return _by_stars(frame, science, catalogues.stars, catalogues.stars_name, refine, say)
+        return _by_stars(frame, science, catalogues.stars, catalogues.stars_name, refine, threads, say)
     except InputError as problem:
         say(f"warning: {catalogues.stars_name} does not calibrate the image: {problem}; the header does")
         return frame, header
 
 
 def _by_stars(
-    frame: Frame, science: Prepared, stars: Catalogue, name: str, refine: bool, say: Say
+    frame: Frame, science: Prepared, stars: Catalogue, name: str, refine: bool, threads: int, say: Say
 ) -> tuple[Frame, Calibration]:
     from tapetum.images.astrometry import check_astrometry, refine_wcs
     from tapetum.images.extract import extract_sources
     from tapetum.images.photometry import fit_zero_point, forced_photometry
 
     plane = science.plane
-    found = extract_sources(plane.data, plane.noise, plane.mask, threshold=STAR_SIGMA, shapes=False)
+    found = extract_sources(
+        plane.data, plane.noise, plane.mask, threshold=STAR_SIGMA, shapes=False, threads=threads
+    )
     clean = (found.snr > STAR_SNR) & (found.flags == 0)
     x, y = found.x[clean], found.y[clean]
     if stars.extended is not None:

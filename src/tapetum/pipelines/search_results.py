@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from secrets import token_hex
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 CANDIDATES, DETECTIONS, SURROUNDINGS = "candidates.ecsv", "detections.ecsv", "surroundings.ecsv"
 SETTINGS, LOG, REPORT, CUTOUTS = "settings.toml", "search.log", "report.html", "cutouts"
+VERB = "images search"  # in the settings of every result folder: what else lies beside them is none
+OWN_FOLDERS = (
+    "candidates",
+    "candidates_training",
+    "completeness",
+)  # that other verbs make beside the results
 PART, OLD = ".part", ".old"  # of folders that are being written or replaced
 PLANES = ("science", "template", "difference")
 REAL_KINDS = ("point", "transient", "star", "streak", "asteroid", "comet")
@@ -111,10 +118,19 @@ def image_stem(source: str) -> str:
     return SUFFIX.sub("", path_of(source).name)
 
 
+def run_of(folder: Path) -> dict[str, Any]:
+    """What the settings of a result folder say of the search; empty for a folder that no search has made."""
+    try:
+        run = tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8")).get("run", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}
+    return dict(run) if isinstance(run, dict) and run.get("verb") == VERB else {}
+
+
 def result_folders(folder: Path) -> list[Path]:
-    """Folders of a folder of searches that are whole, by name; those that a killed run left behind are not."""
+    """Result folders in a folder of searches that are whole, by name; those that a killed run left behind are not."""
     places = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [path for path in places if path.suffix not in (PART, OLD)]
+    return [path for path in places if path.suffix not in (PART, OLD) and run_of(path)]
 
 
 def read_results(folder: Path) -> list[SearchResult]:
@@ -133,6 +149,63 @@ def read_results(folder: Path) -> list[SearchResult]:
             f"{folder}: no */{CANDIDATES}; give the folder that `tapetum images search -o` wrote"
         )
     return [SearchResult(path.parent, read_ecsv(path)) for path in tables]
+
+
+@dataclass(frozen=True)
+class Unsearched:
+    """An image whose search failed.
+
+    Attributes
+    ----------
+    name, source
+        As in `SearchResult`.
+    n_sources
+        Sources that were injected into it; None where no truth table is found.
+    """
+
+    name: str
+    source: str
+    n_sources: int | None
+
+
+def read_unsearched(folder: Path, truth: Sequence[Path] = ()) -> list[Unsearched]:
+    """The images in a folder of searches that could not be searched, by name.
+
+    Parameters
+    ----------
+    truth
+        Truth tables for images that have none beside them.
+
+    Raises
+    ------
+    FormatError
+        A truth table cannot be read.
+    """
+    failed = [place for place in result_folders(folder) if not (place / CANDIDATES).is_file()]
+    tables = [(path, read_truth(path)) for path in truth] if failed else []
+    out = []
+    for place in failed:
+        source = str(run_of(place).get("source", place.name))
+        known = carried_truth(source, place.name)
+        known = truth_for(source, tables) if known is None else known
+        out.append(Unsearched(place.name, source, None if known is None else len(known[is_source(known)])))
+    return out
+
+
+def is_source(truth: Table) -> NDArray[np.bool_]:
+    """Which rows of a truth table are sources; the others are artefacts, that nobody should find."""
+    return np.array([str(kind) in REAL_KINDS for kind in truth["kind"]], bool)
+
+
+def unsearched_words(failed: Sequence[Unsearched], n_searched: int) -> str:
+    """What is said of images that could not be searched; empty where all could."""
+    if not failed:
+        return ""
+    n, total = len(failed), len(failed) + n_searched
+    n_sources = sum(one.n_sources or 0 for one in failed)
+    its = f"{'its' if n == 1 else 'their'} {n_sources} simulated sources are not counted"
+    which = ", ".join(one.name for one in failed[:3]) + (", ..." if n > 3 else "")
+    return f"{n} {'image' if n == 1 else 'images'} of {total} could not be searched, {its}: {which}"
 
 
 def read_ecsv(path: Path) -> Table:
@@ -297,11 +370,11 @@ class Match:
     Attributes
     ----------
     closest : ndarray of int, shape (n_truth,)
-        Row of the candidate next to each source, within its radius; -1 where there is none.
+        Row of the candidate that shows each source; -1 where there is none. No two sources have the same.
     distance : ndarray, shape (n_truth,)
         To that candidate [pixel]; NaN where there is none.
     all_rows
-        Of each source every candidate within its radius, the nearest first.
+        Of each source every candidate that belongs to it, `closest` first: pieces of a trail are several.
     owner : ndarray of int, shape (n_candidates,)
         The source that a candidate belongs to; -1 where none is near.
     """
@@ -313,7 +386,11 @@ class Match:
 
 
 def match_truth(truth: Table, x: NDArray[np.float64], y: NDArray[np.float64], radius_pix: float) -> Match:
-    """Match injected sources to candidates of ONE image by pixel position.
+    """Match injected sources to candidates of ONE image by pixel position, one to one.
+
+    The brightest source chooses first, and takes the nearest candidate that is left: a faint source is not found
+    because its bright neighbour was. Trails choose after all others, for what lies on their line may be something else.
+    A candidate that nobody took, within the radius of sources that have one already, belongs to the nearest of them.
 
     A trail matches all along its length, with `radius_pix` around it; a comet within at least 5 pixels. Artefacts that
     were injected are no sources: they match nothing.
@@ -325,34 +402,50 @@ def match_truth(truth: Table, x: NDArray[np.float64], y: NDArray[np.float64], ra
     x, y : ndarray, shape (n_candidates,)
         [pixel, 0-based].
     """
+    near = _near(truth, x, y, radius_pix)
+    mag, length = (np.asarray(truth[name], np.float64) for name in ("mag", "length_pix"))
+    closest, best = np.full(len(truth), -1, np.intp), np.full(len(truth), np.nan)
+    owner, nearest = np.full(len(x), -1, np.intp), np.full(len(x), np.inf)
+    for number in np.lexsort([mag, length > 0]).tolist():
+        rows, distance = near[number]
+        free = np.flatnonzero(owner[rows] < 0)
+        if free.size:
+            closest[number], best[number] = rows[free[0]], distance[free[0]]
+            owner[closest[number]], nearest[closest[number]] = (
+                number,
+                -1.0,
+            )  # nobody is nearer than its source
+    for number, (rows, distance) in enumerate(near):
+        nearer = distance < nearest[rows]
+        owner[rows[nearer]], nearest[rows[nearer]] = number, distance[nearer]
+    own = [rows[owner[rows] == number] for number, (rows, _) in enumerate(near)]
+    return Match(closest, best, own, owner)
+
+
+def _near(
+    truth: Table, x: NDArray[np.float64], y: NDArray[np.float64], radius_pix: float
+) -> list[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+    """Candidates within the radius of each source, the nearest first, and their distances [pixel]."""
     from scipy.spatial import cKDTree
 
-    n = len(truth)
-    tx, ty = np.asarray(truth["x"], np.float64), np.asarray(truth["y"], np.float64)
-    half = np.asarray(truth["length_pix"], np.float64) / 2
+    tx, ty, length, angle = (
+        np.asarray(truth[name], np.float64) for name in ("x", "y", "length_pix", "angle_deg")
+    )
+    half, direction = length / 2, np.deg2rad(angle)
     kinds = [str(kind) for kind in truth["kind"]]
     radius = np.array([max(radius_pix, EXTENDED_RADIUS_PIX) if k == "comet" else radius_pix for k in kinds])
-    near: list[Any] = [[] for _ in range(n)]
-    if len(x) and n:
-        near = list(
-            cKDTree(np.column_stack([x, y])).query_ball_point(np.column_stack([tx, ty]), radius + half)
-        )
-    direction = np.deg2rad(np.asarray(truth["angle_deg"], np.float64))
-    closest, best = np.full(n, -1, np.intp), np.full(n, np.nan)
-    rows: list[NDArray[np.intp]] = []
-    owner, owned = np.full(len(x), -1, np.intp), np.full(len(x), np.inf)
-    for number in range(n):
-        found = np.asarray(near[number] if kinds[number] in REAL_KINDS else [], np.intp)
-        dx, dy = x[found] - tx[number], y[found] - ty[number]
+    around: list[Any] = [[] for _ in kinds]
+    if len(x) and kinds:
+        tree = cKDTree(np.column_stack([x, y]))
+        around = list(tree.query_ball_point(np.column_stack([tx, ty]), radius + half))
+    near = []
+    for number, kind in enumerate(kinds):
+        rows = np.asarray(around[number] if kind in REAL_KINDS else [], np.intp)
+        dx, dy = x[rows] - tx[number], y[rows] - ty[number]
         along = dx * np.cos(direction[number]) + dy * np.sin(direction[number])
         across = dy * np.cos(direction[number]) - dx * np.sin(direction[number])
         distance = np.hypot(np.maximum(np.abs(along) - half[number], 0.0), across)
         order = np.argsort(distance, kind="stable")
         order = order[distance[order] <= radius[number]]
-        found, distance = found[order], distance[order]
-        rows.append(found)
-        if found.size:
-            closest[number], best[number] = found[0], distance[0]
-        nearer = distance < owned[found]
-        owner[found[nearer]], owned[found[nearer]] = number, distance[nearer]
-    return Match(closest, best, rows, owner)
+        near.append((rows[order], distance[order]))
+    return near

@@ -15,6 +15,7 @@ from tapetum.finders.realbogus import Scores
 from tapetum.finders.transients import CandidateFlag
 from tapetum.images.background import estimate_background
 from tapetum.images.detect import Detections, detect_difference
+from tapetum.images.edges import without_bad_edges
 from tapetum.images.frame import Bad
 from tapetum.images.psf import PsfModel, measure_psf
 from tapetum.images.subtract import Difference, Plane, subtract
@@ -41,6 +42,8 @@ GAIN_SLACK = 0.5  # resampled images have less noise in each pixel than their ph
 ASSUMED_BETA = 3.0  # of a Moffat profile, where no star shows the PSF
 GALAXY_RATIO = 1.35  # wider than a star by this much is a galaxy
 GALAXY_SNR = 20.0
+PSF_STARS = 400  # most that the PSF is measured from
+WIDTH_STARS = 120  # where only its width matters, and the light of what is at a candidate's place
 LEAST_SATURATED = 4  # pixels; fewer are hot pixels or particles
 
 
@@ -80,17 +83,29 @@ class Prepared:
         return self.plane.psf
 
 
-def prepare(frame: Frame, *, say: Say = nobody) -> Prepared:
-    """Take away the sky, measure noise and PSF.
+def prepare(frame: Frame, *, n_stars: int = PSF_STARS, threads: int = 1, say: Say = nobody) -> Prepared:
+    """Mask edges that the detector gets wrong, take away the sky, measure noise and PSF.
+
+    Parameters
+    ----------
+    n_stars
+        Most stars to measure the PSF from.
+    threads
+        The result does not depend on it.
+    say
+        Told what was measured.
 
     Raises
     ------
     InputError
         There is no sky, or neither a star nor the header tells the width of the PSF.
     """
-    background = estimate_background(frame.data, frame.mask)
+    frame, edges = without_bad_edges(frame)
+    if edges:
+        say(f"{frame.name}: {edges}")
+    background = estimate_background(frame.data, frame.mask, threads=threads)
     try:
-        psf = measure_psf(frame.data, background, frame.mask, frame.info)
+        psf = measure_psf(frame.data, background, frame.mask, frame.info, n_max=n_stars, threads=threads)
     except InputError as problem:
         if frame.info.fwhm_pix is None:
             raise InputError(f"{frame.source}: {problem}") from None
@@ -290,7 +305,7 @@ class Surroundings:
     radius: NDArray[np.float64]
 
 
-def surroundings_of(compared: Compared) -> Surroundings:
+def surroundings_of(compared: Compared, *, threads: int = 1) -> Surroundings:
     """Find the galaxies and the saturated stars on the reference, or on the science image without one."""
     from scipy.ndimage import find_objects, label
 
@@ -302,18 +317,18 @@ def surroundings_of(compared: Compared) -> Surroundings:
         for box, size in zip(boxes, sizes.tolist(), strict=True)
         if size >= LEAST_SATURATED
     ]
-    galaxies = _galaxies(compared.reference or compared.science)
+    galaxies = _galaxies(compared.reference or compared.science, threads)
     rows = np.array([*galaxies, *stars], np.float64).reshape(-1, 3)
     kinds = ["galaxy"] * len(galaxies) + ["saturated"] * len(stars)
     return Surroundings(kinds, rows[:, 0], rows[:, 1], rows[:, 2])
 
 
-def _galaxies(image: Prepared) -> list[tuple[float, float, float]]:
+def _galaxies(image: Prepared, threads: int) -> list[tuple[float, float, float]]:
     """Position and half-width of everything that is bright, whole and wider than a star."""
     from tapetum.images.extract import extract_sources
 
     plane = image.plane
-    found = extract_sources(plane.data, plane.noise, plane.mask, threshold=3.0, min_area=9)
+    found = extract_sources(plane.data, plane.noise, plane.mask, threshold=3.0, min_area=9, threads=threads)
     fwhm = image.psf.quality.fwhm_pix
     wide = (found.fwhm > GALAXY_RATIO * fwhm) & (found.snr > GALAXY_SNR) & (found.flags == 0)
     return [

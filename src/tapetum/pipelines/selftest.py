@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tapetum.images.frame import Frame
+
 SEED = 20260
 SIZE = 15  # side of the stamps that test the network input [pixel]
 TOLERANCE = 1e-4
 SOFTENING = 3.0
+SCENE_SIDE = 320  # of the simulated pair [pixel]
+SCENE_MAGS = (16.5, 18.5)  # of its new sources: bright enough to be found for certain
+EDGE = 16  # no source is asked for this near to the edge [pixel]
+CROPPED = (3, 5)  # rows and columns that the reference lacks, so that it has to be aligned
+NEAR_PIX, NEAR_FLUX = 0.5, 0.1  # a source comes out this near to where it was put, and its flux to this part
 
 
 def check_decoding() -> None:
@@ -87,6 +94,59 @@ def check_network_input() -> None:
         _same(f"mask of {method}", got[:, 3], np.ones((2, SIZE, SIZE)))
 
 
+def check_images() -> None:
+    """Search a simulated pair from end to end, and compare what is found with what was put in.
+
+    Raises
+    ------
+    TapetumError
+        A source is missing, or comes out wrong.
+    """
+    from tapetum.images.remap import align
+    from tapetum.pipelines.candidates import VETOES, VetoLimits
+    from tapetum.pipelines.search_steps import compare, find, prepare, surroundings_of
+    from tapetum.simulate.scene import SceneSettings, simulate_scene
+
+    settings = SceneSettings(
+        shape=(SCENE_SIDE, SCENE_SIDE),
+        stars=(3e4, 3e4),
+        variable=0.0,
+        registration=0.0,
+        fwhm=(2.0, 2.0),
+        fwhm_ratio=(0.8, 0.8),
+        counts={"transient": (8, 8), "streak": (1, 1)},
+        mag_range=SCENE_MAGS,
+        on_galaxies=0.0,
+    )
+    pair = simulate_scene(settings, np.random.default_rng(SEED))
+    science = prepare(pair.science)
+    reference = prepare(align(_cropped(pair.reference), pair.science))
+    compared = compare(science, reference)
+    judged = find(compared, VetoLimits())
+    surroundings_of(compared)
+    good = judged.found[(judged.flags & int(VETOES)) == 0]
+    for source in pair.truth:
+        if min(source["x"], source["y"]) < EDGE or max(source["x"], source["y"]) > SCENE_SIDE - EDGE:
+            continue
+        away = np.hypot(good.x - source["x"], good.y - source["y"])
+        nearest = int(away.argmin()) if len(good) else -1
+        reach = NEAR_PIX + (0.5 * source["length_pix"] if source["kind"] == "streak" else 0.0)
+        if nearest < 0 or away[nearest] > reach:
+            raise TapetumError(f"a simulated {source['kind']} of magnitude {source['mag']:.1f} is not found")
+        flux = good.flux[nearest] / source["flux"]
+        if source["kind"] == "transient" and abs(flux - 1) > NEAR_FLUX:
+            raise TapetumError(f"a simulated transient comes out with {flux:.2f} of its flux")
+
+
+def _cropped(frame: Frame) -> Frame:
+    """The frame without its first rows and columns."""
+    from dataclasses import replace
+
+    part = np.s_[CROPPED[0] :, CROPPED[1] :]
+    data, mask = np.ascontiguousarray(frame.data[part]), np.ascontiguousarray(frame.mask[part])
+    return replace(frame, data=data, mask=mask, wcs=frame.wcs[part])
+
+
 def _row_l2(stamp: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(stamp / np.linalg.norm(stamp, axis=1, keepdims=True))
 
@@ -114,6 +174,7 @@ NORMALISATIONS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]
 SELF_TESTS: Mapping[str, Callable[[], None]] = {
     "alerts.decode": check_decoding,
     "models.inputs": check_network_input,
+    "images.search": check_images,
 }
 """Every compiled part of Tapetum by name; calling one compiles it, or loads it from numba's cache, and tests it."""
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,16 +18,18 @@ from tapetum.images.fits import files_of, image_name, path_of, read_frame, write
 from tapetum.images.psf import PsfModel, measure_psf
 from tapetum.pipelines.outputs import fingerprint, finished_run, record_settings, settings_path
 from tapetum.pipelines.runner import run_over
-from tapetum.pipelines.steps import TROUBLE, name_outputs, profile_files, reason
+from tapetum.pipelines.search_calibration import Catalogues, calibrate
+from tapetum.pipelines.search_steps import prepare
+from tapetum.pipelines.steps import TROUBLE, name_outputs, planes_of, profile_files, reason
 from tapetum.simulate.inject import inject
 from tapetum.simulate.scene import SceneSettings, simulate_scene
 from tapetum.simulate.sources import Conditions, Hosts, draw_sources, find_hosts, parse_kinds
 from tapetum.simulate.truth import TRUTH_NAME, name_file, read_truth, stack_truth, write_truth
+from tapetum.sky.catalogue import is_remote
 from tapetum.surveys.telescopes import find_telescope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from pathlib import Path
 
     from tapetum.core.settings import Settings
     from tapetum.images.background import Background
@@ -52,6 +55,8 @@ class SimulateOptions:
         As `tapetum.simulate.sources.parse_kinds` takes them.
     zero_point, gain, saturation
         Instead of what image and profile say.
+    catalogue
+        Table or remote catalogue of stars by which the zero point of each image is measured; None: the header's.
     telescope
         Name or path of a profile; None: recognised from the header.
     mask
@@ -70,6 +75,7 @@ class SimulateOptions:
     zero_point: float | None = None
     gain: float | None = None
     saturation: float | None = None
+    catalogue: str | None = None
     telescope: str | None = None
     mask: str | None = None
     fwhm_pix: float | None = None
@@ -87,6 +93,8 @@ class SimulateOptions:
         low, high = self.mag_range
         if not low < high:
             raise UsageError(f"--magrange {low} {high}: the brighter limit comes first")
+        if self.catalogue is not None and self.zero_point is not None:
+            raise UsageError("--zero-point and --catalogue exclude each other")
         if self.number < 0 or self.seed < 0:
             raise UsageError(f"--number {self.number} --seed {self.seed}: must not be negative")
         if not 0 <= self.on_galaxies <= 1:
@@ -150,7 +158,8 @@ def simulate_images(
     sources
         Images, see `tapetum.images.fits.expand_sources`.
     folder
-        Where the new images and ``simulated_objects.list`` go.
+        Where the new images and ``simulated_objects.list`` go. Every image of a file gets a file of its own:
+        extension 2 of ``X.fits`` becomes ``X_2.fits``.
     options
         What is put in.
     settings
@@ -161,7 +170,7 @@ def simulate_images(
     Returns
     -------
     list of Simulated
-        One per source. A source that fails leaves nothing and stops no other.
+        One per image. An image that fails leaves nothing and stops no other.
 
     Raises
     ------
@@ -169,9 +178,10 @@ def simulate_images(
         Options that make no sense, two images of one name, or an output that is an input.
     """
     options.check()
-    name_outputs(sources, folder, _suffix)
-    setup = partial(_image_worker, folder, options, overwrite)
-    return _run(list(sources), setup, folder, settings, asdict(options), progress)
+    images = planes_of(sources)
+    name_outputs(images, folder, _suffix)
+    setup = partial(_image_worker, folder, options, settings.archives.vizier_url, overwrite)
+    return _run(images, setup, folder, settings, asdict(options), progress)
 
 
 def simulate_scenes(
@@ -212,7 +222,7 @@ def scene_settings(options: SimulateOptions, given: Collection[str], shape: tupl
         A value that makes no sense, or an option that only images have.
     """
     counts = options.check()
-    if unfit := sorted({"telescope", "mask"} & set(given)):
+    if unfit := sorted({"telescope", "mask", "catalogue"} & set(given)):
         raise UsageError(f"--{unfit[0]} is of images; scenes have none")
     if min(shape) < LEAST_SIDE:
         raise UsageError(
@@ -278,8 +288,11 @@ def _suffix(source: str) -> str:
     return ".fits.fz" if path_of(source).name.lower().endswith(".fz") else ".fits"
 
 
-def _image_worker(folder: Path, options: SimulateOptions, overwrite: bool) -> Callable[[str], Simulated]:
-    return partial(_simulate_image, folder=folder, options=options, overwrite=overwrite)
+def _image_worker(
+    folder: Path, options: SimulateOptions, server: str | None, overwrite: bool
+) -> Callable[[str], Simulated]:
+    stars = Catalogues.read(options.catalogue, (), server)
+    return partial(_simulate_image, folder=folder, options=options, stars=stars, overwrite=overwrite)
 
 
 def _scene_worker(
@@ -288,10 +301,14 @@ def _scene_worker(
     return partial(_simulate_scene, folder=folder, scene=scene, seed=seed, overwrite=overwrite)
 
 
-def _simulate_image(source: str, *, folder: Path, options: SimulateOptions, overwrite: bool) -> Simulated:
+def _simulate_image(
+    source: str, *, folder: Path, options: SimulateOptions, stars: Catalogues, overwrite: bool
+) -> Simulated:
     try:
         images = [source] if options.mask is None else [source, options.mask]
         files = [*files_of(images), *profile_files(options.telescope)]
+        if options.catalogue is not None and not is_remote(options.catalogue):
+            files.append(Path(options.catalogue))
         made_from = fingerprint(files, {"source": source, **asdict(options)})
         output = folder / (image_name(source) + _suffix(source))
         if not overwrite and (before := _finished(source, output, made_from)):
@@ -299,6 +316,7 @@ def _simulate_image(source: str, *, folder: Path, options: SimulateOptions, over
         profile = find_telescope(options.telescope) if options.telescope else None
         frame = _with_overrides(read_frame(source, profile, mask=options.mask), options)
         frame = replace(frame, name=image_name(source))
+        frame, measured = _calibrated(frame, stars) if options.catalogue is not None else (frame, [])
         done, truth, notes = put_in(frame, options, rng_of(options.seed, frame.name))
         name_file(truth, output.name)
         settings_path(output).unlink(
@@ -317,9 +335,27 @@ def _simulate_image(source: str, *, folder: Path, options: SimulateOptions, over
             product="frame",
         )
         write_truth(_truth_path(output), truth)
-        return Simulated(source, len(truth), False, output, made_from, notes=(*frame.info.warnings, *notes))
+        return Simulated(
+            source, len(truth), False, output, made_from, notes=(*frame.info.warnings, *measured, *notes)
+        )
     except TROUBLE as problem:
         return Simulated(source, problem=reason(source, problem))
+
+
+def _calibrated(frame: Frame, stars: Catalogues) -> tuple[Frame, list[str]]:
+    """The frame with the zero point that the stars of a catalogue give, and how that went.
+
+    Raises
+    ------
+    InputError
+        They do not fit the image: a truth with a wrong zero point is none.
+    """
+    notes: list[str] = []
+    found = calibrate(frame, prepare(frame), stars.around(frame, notes.append), say=notes.append)[1]
+    if found.origin == "header":
+        raise InputError(f"{frame.source}: its zero point cannot be measured: {notes[-1]}")
+    origin = {**frame.info.origin, "zero_point": f"measured: {found.origin}"}
+    return replace(frame, info=replace(frame.info, zero_point=found.zero_point, origin=origin)), notes
 
 
 def put_in(frame: Frame, options: SimulateOptions, rng: np.random.Generator) -> tuple[Frame, Any, list[str]]:
@@ -354,8 +390,11 @@ def put_in(frame: Frame, options: SimulateOptions, rng: np.random.Generator) -> 
     hosts = None
     if counts.get("transient") and options.on_galaxies > 0:
         hosts = _hosts(frame, background, fwhm)
-        if not len(hosts):
-            notes.append("no galaxy found in it: all transients lie anywhere")
+        if (n := len(hosts)) < (wanted := round(options.on_galaxies * counts["transient"])):
+            notes.append(
+                f"about {wanted} transients were to lie on galaxies, but the image shows {n or 'none'};"
+                " each gets one at most, the other transients lie anywhere"
+            )
     conditions = Conditions(
         frame.shape,
         frame.info.zero_point,

@@ -129,6 +129,17 @@ def profile_files(telescope: str | None) -> list[Path]:
     return [*own, *user_profiles().values()]
 
 
+def planes_of(sources: Iterable[str]) -> list[str]:
+    """Every image of every file, so that each is worked on by itself; a file that cannot be read stays as it is."""
+    found: list[str] = []
+    for source in sources:
+        try:
+            found += list_images(source)
+        except TROUBLE:  # working on it will say why
+            found.append(source)
+    return list(dict.fromkeys(found))
+
+
 def plan_outputs(
     sources: Iterable[str],
     out: str | Path,

@@ -10,7 +10,7 @@ import numpy as np
 
 from tapetum.images.fits import read_frame, write_frame
 from tapetum.images.psf_plane import NAME, psf_plane
-from tapetum.pipelines.search_steps import compare, prepare
+from tapetum.pipelines.search_steps import PSF_STARS, WIDTH_STARS, compare, prepare
 from tapetum.pipelines.steps import WARNING, Made, Step
 from tapetum.surveys.telescopes import find_telescope
 
@@ -74,7 +74,9 @@ def subtracter(references: References, options: SubtractOptions, threads: int) -
         said = [WARNING + text for text in frame.info.warnings]
         aligned = next(references.aligned(frame, say=said.append, threads=threads))
         said += [f"{WARNING}{aligned.source}: {text}" for text in aligned.info.warnings]
-        science, reference = prepare(frame, say=said.append), prepare(aligned, say=said.append)
+        n_stars = PSF_STARS if options.method == "zogy" else WIDTH_STARS
+        science = prepare(frame, threads=threads, say=said.append)
+        reference = prepare(aligned, n_stars=n_stars, threads=threads, say=said.append)
         compared = compare(
             science,
             reference,

@@ -5,16 +5,35 @@ A page is a title and a list of sections; each section is plain data, and the te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from tapetum.core.files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Link:
+    """Words that lead to a file beside the page."""
+
+    words: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A coloured dot, as legends of pictures have it."""
+
+    colour: str
+
+
+Text = str | Sequence[str | Link | Dot]
+"""What is said above a section: words, among which links and dots may stand."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class Facts:
     kind: ClassVar[str] = "facts"
     facts: Sequence[Fact]
     title: str = ""
-    text: str = ""
+    text: Text = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ class Figure:
     kind: ClassVar[str] = "figure"
     title: str
     svg: str
-    text: str = ""
+    text: Text = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +88,7 @@ class Rows:
     title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
-    text: str = ""
+    text: Text = ""
     shown: int = 25
     nothing: str = "nothing"
     targets: Sequence[str | None] = field(default_factory=tuple)
@@ -112,7 +131,7 @@ class Cards:
     kind: ClassVar[str] = "cards"
     title: str
     cards: Sequence[Card]
-    text: str = ""
+    text: Text = ""
     nothing: str = "nothing"
 
 
@@ -122,9 +141,9 @@ class Settings:
 
     kind: ClassVar[str] = "settings"
     title: str
-    values: Sequence[tuple[str, str]]
+    values: Sequence[tuple[str, Text]]
     toml: str = ""
-    text: str = ""
+    text: Text = ""
 
 
 Section = Facts | Figure | Rows | Cards | Settings
@@ -135,7 +154,7 @@ class Page:
     """A whole report."""
 
     title: str
-    subtitle: str
+    subtitle: Text
     sections: Sequence[Section]
     notice: str = ""
     """Something the reader must know first, for instance that the data are simulated."""
@@ -154,7 +173,13 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = format_cell
+    environment.filters["parts"] = parts_of
     return environment.get_template("page.html").render(page=page)
+
+
+def parts_of(text: Text) -> Sequence[str | Link | Dot]:
+    """Words, links and dots one after the other."""
+    return (text,) if isinstance(text, str) else text
 
 
 def write_page(path: Path, page: Page) -> None:

@@ -19,12 +19,12 @@ from tapetum.core.errors import UsageError
 from tapetum.images.background import Background
 from tapetum.images.frame import Bad, Frame, FrameInfo, Image, MaskPlane
 from tapetum.simulate.inject import GAUSSIAN_FROM, equivalent_fwhm, inject, spikes_patch
-from tapetum.simulate.sources import Conditions, Source, draw_sources
+from tapetum.simulate.sources import APART_KINDS, APART_TRIES, Conditions, Room, Source, draw_sources
 from tapetum.simulate.stamping import MoffatField, TabulatedPsf, bleed
 from tapetum.simulate.truth import stack_truth
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Values = NDArray[np.float64]
 
@@ -461,7 +461,8 @@ def _put_in(
         settings.shape, settings.zero_point, settings.mag_range, float(frame.info.fwhm_pix or 2.0), noise,
         settings.gain, settings.saturation,
     )  # fmt: skip
-    sources = [_onto_galaxy(s, sky, moved, settings, rng) for s in draw_sources(counts, conditions, rng)]
+    room = Room(conditions.apart_fwhm * conditions.fwhm_pix, conditions.fwhm_pix)
+    sources = _onto_galaxies(draw_sources(counts, conditions, rng), sky, moved, settings, room, rng)
     level = np.full(settings.shape, np.median(frame.data[::7, ::7]), np.float32)
     background = Background(level, np.full(settings.shape, noise, np.float32))
     labels = frame.mask.copy()
@@ -483,12 +484,37 @@ def _put_in(
     return replace(frame, mask=mask), labels, stack_truth(truths)
 
 
+def _onto_galaxies(
+    sources: Sequence[Source],
+    sky: _Sky,
+    moved: tuple[Values, Values],
+    settings: SceneSettings,
+    room: Room,
+    rng: np.random.Generator,
+) -> list[Source]:
+    """Move a share of the transients to galaxies, away from all other sources where there is room for it."""
+    share = settings.on_galaxies if len(sky.owner) else 0.0
+    chosen = [source.kind == "transient" and rng.random() < share for source in sources]
+    for source, move in zip(sources, chosen, strict=True):
+        if source.kind in APART_KINDS and not move:
+            room.take(source)
+    out = []
+    for source, move in zip(sources, chosen, strict=True):
+        placed = source
+        for _ in range(APART_TRIES if move else 0):
+            placed = _onto_galaxy(source, sky, moved, settings, rng)
+            if room.is_free(placed):
+                break
+        if move:
+            room.take(placed)
+        out.append(placed)
+    return out
+
+
 def _onto_galaxy(
     source: Source, sky: _Sky, moved: tuple[Values, Values], settings: SceneSettings, rng: np.random.Generator
 ) -> Source:
-    """Move a share of the transients to where galaxies have light: the more light, the more likely."""
-    if source.kind != "transient" or not len(sky.owner) or rng.random() >= settings.on_galaxies:
-        return source
+    """Move a transient to where galaxies have light: the more light, the more likely."""
     n_y, n_x = settings.shape
     light = np.cumsum(sky.galaxy_flux)
     for _ in range(100):

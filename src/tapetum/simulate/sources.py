@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,9 @@ Values = NDArray[np.float64]
 MOVING = ("streak", "comet", "satellite")
 ARTEFACTS = ("ghost", "cosmic_ray", "bad_column", "hot_pixel")
 KINDS = ("transient", *MOVING, "bright_star", *ARTEFACTS)
+APART_KINDS = ("transient", "streak", "comet")  # what a search is to find: two at one place are one detection
+APART_FWHM = 5.0
+APART_TRIES = 30  # then it is too crowded to keep them apart
 HOST_REACH = 2.5  # of a host's Kron-like ellipse, in units of its rms axes
 HOST_WIDTH, MOST_WIDTH = 1.35, 12.0  # a source this much wider than a star is taken as a galaxy, if its
 HOST_SNR = 20.0  # signal-to-noise says that the width means something
@@ -167,7 +171,9 @@ class Conditions:
     usable : ndarray of bool, shape `shape`, or None
         Pixels on which a source may be centred; None: all.
     hosts, on_galaxies
-        Galaxies, and which part of the transients lies on one.
+        Galaxies, and which part of the transients lies on one, as long as there is a galaxy for each.
+    apart_fwhm
+        Least distance of transients, streaks and comets from one another, where there is room for it [FWHM]; 0: none.
     """
 
     shape: tuple[int, int]
@@ -180,6 +186,7 @@ class Conditions:
     usable: NDArray[np.bool_] | None = None
     hosts: Hosts | None = None
     on_galaxies: float = 0.0
+    apart_fwhm: float = APART_FWHM
 
 
 def draw_sources(counts: Mapping[str, int], conditions: Conditions, rng: np.random.Generator) -> list[Source]:
@@ -188,7 +195,8 @@ def draw_sources(counts: Mapping[str, int], conditions: Conditions, rng: np.rand
     Parameters
     ----------
     counts
-        Kind -> how many. A kind's sources do not depend on which other kinds are wanted.
+        Kind -> how many. A kind's sources do not depend on which other kinds are wanted, but for those that would come
+        too near to one of another kind.
     conditions
         What they are drawn for.
     rng
@@ -204,10 +212,57 @@ def draw_sources(counts: Mapping[str, int], conditions: Conditions, rng: np.rand
     unknown = sorted(set(counts) - set(KINDS))
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: no such kind of source; known: {', '.join(KINDS)}")
-    drawn = []
+    drawn: list[Source] = []
+    room = Room(conditions.apart_fwhm * conditions.fwhm_pix, conditions.fwhm_pix)
     for kind, own in zip(KINDS, rng.spawn(len(KINDS)), strict=True):
-        drawn += [_DRAW[kind](conditions, own) for _ in range(counts.get(kind, 0))]
+        draw = _transients(conditions, own) if kind == "transient" else partial(_DRAW[kind], conditions)
+        for one in own.spawn(counts.get(kind, 0)):
+            source = draw(one)
+            for _ in range(APART_TRIES if kind in APART_KINDS else 0):
+                if room.is_free(source):
+                    break
+                source = draw(one)
+            if kind in APART_KINDS:
+                room.take(source)
+            drawn.append(source)
     return drawn
+
+
+class Room:
+    """Where sources are already, so that others keep away from them.
+
+    Parameters
+    ----------
+    apart
+        Least distance [pixel]; 0: everywhere is free.
+    step
+        Trails are represented by points so far apart [pixel].
+    """
+
+    def __init__(self, apart: float, step: float) -> None:
+        self._step = step
+        # two lines of points this far apart are nowhere nearer than `apart` in between
+        self._limit = math.hypot(apart, step / math.sqrt(2)) if apart > 0 else 0.0
+        self._x, self._y = np.empty(0), np.empty(0)
+
+    def is_free(self, source: Source) -> bool:
+        """Whether nothing that was taken lies too near."""
+        if not self._limit or not len(self._x):
+            return True
+        x, y = self._points(source)
+        return bool(np.hypot(x[:, None] - self._x, y[:, None] - self._y).min() >= self._limit)
+
+    def take(self, source: Source) -> None:
+        """Nothing else may lie here."""
+        x, y = self._points(source)
+        self._x, self._y = np.append(self._x, x), np.append(self._y, y)
+
+    def _points(self, source: Source) -> tuple[Values, Values]:
+        if not source.length_pix > 0:
+            return np.array([source.x]), np.array([source.y])
+        x1, y1, x2, y2 = source.ends()
+        n = math.ceil(source.length_pix / self._step) + 1
+        return np.linspace(x1, x2, n), np.linspace(y1, y2, n)
 
 
 def parse_kinds(kinds: Sequence[str], number: int) -> dict[str, int]:
@@ -288,15 +343,20 @@ def _anywhere(c: Conditions, rng: np.random.Generator) -> tuple[float, float]:
     raise InputError("no place for a source: nearly all pixels of the image are without data")
 
 
-def _transient(c: Conditions, rng: np.random.Generator) -> Source:
-    flux = _flux(c, rng)
-    if c.hosts is not None and len(c.hosts) and rng.random() < c.on_galaxies:
-        which = int(rng.integers(len(c.hosts)))
-        x, y = c.hosts.place_on(which, rng)
-        host = {"host_x": c.hosts.x[which], "host_y": c.hosts.y[which], "host_flux": c.hosts.flux[which]}
-        return Source("transient", x, y, flux, **{name: float(value) for name, value in host.items()})
-    x, y = _anywhere(c, rng)
-    return Source("transient", x, y, flux)
+def _transients(c: Conditions, rng: np.random.Generator) -> Callable[[np.random.Generator], Source]:
+    """What draws one transient after the other: no galaxy has two of them, and when none is left they lie anywhere."""
+    order = iter(rng.permutation(0 if c.hosts is None else len(c.hosts)).tolist())
+
+    def draw(one: np.random.Generator) -> Source:
+        flux = _flux(c, one)
+        if c.hosts is not None and one.random() < c.on_galaxies and (which := next(order, None)) is not None:
+            x, y = c.hosts.place_on(which, one)
+            host = {"host_x": c.hosts.x[which], "host_y": c.hosts.y[which], "host_flux": c.hosts.flux[which]}
+            return Source("transient", x, y, flux, **{name: float(value) for name, value in host.items()})
+        x, y = _anywhere(c, one)
+        return Source("transient", x, y, flux)
+
+    return draw
 
 
 def _streak(c: Conditions, rng: np.random.Generator) -> Source:
@@ -427,7 +487,6 @@ def _hot_pixel(c: Conditions, rng: np.random.Generator) -> Source:
 
 
 _DRAW: Mapping[str, Callable[[Conditions, np.random.Generator], Source]] = {
-    "transient": _transient,
     "streak": _streak,
     "comet": _comet,
     "satellite": _satellite,

@@ -370,6 +370,11 @@ REMOTE: dict[str, _Remote] = {
 }
 
 
+def is_remote(name: str) -> bool:
+    """Whether a catalogue of this name can be fetched (and no file is meant)."""
+    return name in REMOTE
+
+
 def fetch_catalogue(
     name: str,
     ra: float,

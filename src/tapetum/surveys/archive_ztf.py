@@ -1,4 +1,4 @@
-"""The ZTF archive: whole products by the name of a frame, cutouts of them, and sessions for private data."""
+"""The ZTF archive: whole products by the name of a frame, and sessions for private data."""
 
 from __future__ import annotations
 
@@ -6,20 +6,51 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tapetum.core.errors import NetworkError, UsageError
+from tapetum.core.errors import InputError, NetworkError, UsageError
 from tapetum.core.places import cache_dir
 from tapetum.surveys.archive_files import Wanted, fetch_files
 from tapetum.surveys.archives import archive_facts
 from tapetum.surveys.telescopes import archive_path, find_telescope
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tapetum.core.http import HttpClient
     from tapetum.core.settings import ArchiveSettings
 
 TRIPLET = ("science", "reference", "difference")
+FILTERS = {"ztfg": "zg", "ztfr": "zr", "ztfi": "zi"}
+
+
+def field_name(identity: Mapping[str, str | int], band: str | None) -> str:
+    """What the names of all frames of one field, filter and quadrant have in common; their reference is called so.
+
+    Parameters
+    ----------
+    identity
+        `field`, `ccd`, `quadrant`, as file name or header of a frame say them.
+    band
+        sncosmo name of its filter.
+
+    Raises
+    ------
+    InputError
+        They do not say which field, quadrant and filter it is.
+
+    Examples
+    --------
+    >>> field_name({"field": 655, "ccd": 13, "quadrant": 3}, "ztfr")
+    'ztf_000655_zr_c13_q3'
+    """
+    try:
+        field, ccd, quadrant = (int(identity[name]) for name in ("field", "ccd", "quadrant"))
+        return f"ztf_{field:06d}_{FILTERS[band or '']}_c{ccd:02d}_q{quadrant}"
+    except (KeyError, ValueError):
+        known = ", ".join(f"{name} {value}" for name, value in {**identity, "band": band}.items())
+        raise InputError(
+            f"not known to be a ZTF image with field, CCD, quadrant and filter ({known}); name a reference file"
+        ) from None
 
 
 @dataclass
@@ -63,53 +94,9 @@ class ZtfArchive:
         """
         profile = find_telescope("ztf")
         paths = [archive_path(profile, frame, product) for product in products]
-        return self._fetch([Wanted(f"{self._root}/{path}", self.cache / path) for path in paths])
-
-    def fetch_cutouts(
-        self,
-        frame: str,
-        ra: float,
-        dec: float,
-        size_arcsec: float,
-        folder: Path,
-        products: Sequence[str] = TRIPLET,
-    ) -> list[Path]:
-        """Parts of a frame's files around a position, cut by the archive.
-
-        Parameters
-        ----------
-        frame, products
-            As in `fetch_products`.
-        ra, dec
-            Centre [deg].
-        size_arcsec
-            Side [arcsec].
-        folder
-            Where the cutouts appear; the position is part of their names.
-
-        Raises
-        ------
-        InputError, NetworkError, FormatError
-            As `fetch_products`.
-        """
-        profile = find_telescope("ztf")
-        query = {"center": f"{ra:.6f},{dec:.6f}", "size": f"{size_arcsec:g}arcsec", "gzip": "false"}
-        wanted = []
-        for product in products:
-            path = archive_path(profile, frame, product)
-            # the archive decompresses what it cuts
-            name = path.rpartition("/")[2].removesuffix(".fz").removesuffix(".fits")
-            target = folder / f"{name}_{ra:.6f}{dec:+.6f}_{size_arcsec:g}.fits"
-            wanted.append(Wanted(f"{self._root}/{path}", target, query))
-        return self._fetch(wanted)
-
-    @property
-    def _root(self) -> str:
-        url: str = self.settings.ztf_url or archive_facts("ztf")["url"]
-        return url.rstrip("/")
-
-    def _fetch(self, wanted: list[Wanted]) -> list[Path]:
+        root = (self.settings.ztf_url or archive_facts("ztf")["url"]).rstrip("/")
         self._begin_session()
+        wanted = [Wanted(f"{root}/{path}", self.cache / path) for path in paths]
         return fetch_files(self.client, wanted, self.settings.downloads)
 
     def _begin_session(self) -> None:

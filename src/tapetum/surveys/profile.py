@@ -245,9 +245,8 @@ class ImageQuality(_Part):
 
 
 class ImageArchive(_Part):
-    """Where the survey's archive keeps its images: paths relative to a base address that the user supplies."""
+    """Where the survey's archive keeps its images: paths relative to its address."""
 
-    base: str | None = Field(None, description="address of the archive; a user's profile may give it")
     products: dict[str, str] = Field(
         description="product -> path, with groups of `file_name` and `name` in braces"
     )

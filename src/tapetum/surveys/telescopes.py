@@ -216,24 +216,6 @@ def archive_path(profile: SurveyProfile, filename: str, product: str = "science"
         ) from None
 
 
-def archive_address(profile: SurveyProfile, filename: str, product: str, base: str | None = None) -> str:
-    """The whole address of `archive_path`, below `base` or the base of the profile.
-
-    Raises
-    ------
-    InputError
-        As `archive_path`, or no base address is known.
-    """
-    archive = image_fields(profile).archive
-    root = base or (archive.base if archive else None)
-    path = archive_path(profile, filename, product)
-    if not root:
-        raise InputError(
-            f"{profile.name}: give the address of its archive, image.archive.base of a profile of yours"
-        )
-    return f"{root.rstrip('/')}/{path}"
-
-
 def describe_telescopes() -> list[dict[str, str]]:
     """Name, profile, title and what is known beyond common header keys, of every telescope."""
     rows = []
