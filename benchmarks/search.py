@@ -4,7 +4,8 @@ The large pair is a real ZTF quadrant and a second epoch that is simulated from 
 runs in a process of its own; memory is what it and all its children have together. The small pairs are those of
 ``imagepairs`` with their truth files; beside them stands a row that HOTPANTS and sep had on the same pairs, quoted
 from an earlier measurement: HOTPANTS cannot be installed here. There anything within 3 pixels (5 of a comet, 3 of a
-streak's half) counted, and variable stars as false.
+streak's half) counted, and variable stars as false. `tapetum images completeness` makes plots and tables of the small
+pairs, in a folder that is printed.
 
     python -m benchmarks.search [--repeats 3]
 """
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SECONDS, GIB = 30.0, 3.0  # goals for the large pair on 2 cores
+TAPETUM = Path(sys.executable).with_name("tapetum")
 MOST_FALSE = 40  # goal per 768 x 768 image
 MAGS = (17, 18, 19, 20, 21)
+PLOTS = Path("build/benchmarks/completeness")  # of the small pairs
 QUOTED = (
     "HOTPANTS + sep, quoted from 2026:  points  .98 1.00  .96  .49   comets  .88   streaks  .94   false 37"
 )
@@ -88,7 +91,7 @@ def search(out: Path, *arguments: str | Path) -> tuple[float, int]:
     SystemExit
         It failed.
     """
-    command = [Path(sys.executable).with_name("tapetum"), "images", "search", *arguments, "-o", out]
+    command = [TAPETUM, "images", "search", *arguments, "-o", out]
     start = time.perf_counter()
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
         watch = MemoryWatch(process.pid)
@@ -165,6 +168,14 @@ def judge_small_pairs(folder: Path, pairs: Path) -> None:
         f"false {false.mean():.1f} per image, most {false.max():.0f} (goal {MOST_FALSE})"
     )
     print(f"        {QUOTED}")
+    plot_completeness(out, pairs)
+
+
+def plot_completeness(results: Path, truth: Path) -> None:
+    """Plots and tables of what was found against magnitude, S/N and surroundings, where they can be looked at."""
+    command = [TAPETUM, "-q", "images", "completeness", results, "--truth", truth, "-o", PLOTS]
+    subprocess.run([str(word) for word in command], check=True)
+    print(f"        completeness and purity, plots and tables: {PLOTS / 'report.html'}")
 
 
 def run(repeats: int = 3) -> None:

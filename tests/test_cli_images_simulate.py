@@ -13,6 +13,7 @@ import pytest
 import typer
 from astropy.io import fits
 from astropy.table import Table
+from astropy.wcs import WCS
 
 from tapetum.cli.images_simulate import simulate
 from tapetum.core.errors import TapetumError, UsageError
@@ -21,6 +22,9 @@ from tapetum.core.settings import load_settings
 from tapetum.images.background import estimate_background
 from tapetum.images.extract import extract_sources
 from tapetum.images.fits import expand_sources, read_frame
+from tapetum.images.psf import PsfModel
+from tapetum.images.remap import align
+from tapetum.pipelines.search_steps import compare, prepare
 from tapetum.pipelines.simulate import SimulateOptions, simulate_images
 from tapetum.simulate.truth import GMADET_COLUMNS
 
@@ -130,6 +134,25 @@ def test_the_zero_point_is_measured_with_a_catalogue(frames: list[Path], tmp_pat
     assert "cannot be measured" in said
 
 
+def test_a_second_epoch_has_its_original_as_reference(frames: list[Path], tmp_path: Path, run: Run) -> None:
+    options = ("--number", 10, "--magrange", 17, 19, "--on-galaxies", 0, "--seed", 3)
+    status, said = run(frames[0], "-o", tmp_path, "--second-epoch", *options)
+    assert status == 0, said
+    old, new = read_frame(frames[0]), read_frame(next(tmp_path.glob("*.fits*")))
+    truth = Table.read(tmp_path / "simulated_objects.list", format="ascii.ecsv")
+    assert len(truth) == 10
+    sky = [estimate_background(frame.data, frame.mask) for frame in (old, new)]
+    assert np.median(sky[1].level) == pytest.approx(1.1 * np.median(sky[0].level), rel=0.02)
+    place = np.array([truth["ra" if "ra" in truth.colnames else "RA"][0]])
+    assert new.wcs.all_world2pix(place, np.array([truth["Dec"][0]]), 0)[0] == pytest.approx(
+        truth["x"][0], abs=0.01
+    )
+    science, reference = prepare(new), prepare(align(old, new))
+    compared = compare(science, reference)  # it passes the gate: the noise is its own
+    assert compared.difference.quality.noise_ratio == pytest.approx(1, abs=0.25)
+    assert "not observed" in str(new.header["HISTORY"])
+
+
 def test_the_number_of_workers_changes_nothing(frames: list[Path], tmp_path: Path, run: Run) -> None:
     options = ("--number", 10, "--seed", 3, "--fwhm", 2.0, "--on-galaxies", 0)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -198,6 +221,82 @@ def test_a_bad_image_stops_no_other(frames: list[Path], tmp_path: Path, run: Run
         )[0]
         == 0
     )
+
+
+ZERO_POINTS, WIDTHS = {"CCD1": 25.0, "CCD2": 27.0}, {"CCD1": 2.2, "CCD2": 3.4}
+
+
+@pytest.fixture(scope="module")
+def exposure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exposures of two detectors in one file, each with its own sky, seeing, gain and zero point; beside it another."""
+    folder = tmp_path_factory.mktemp("exposure")
+    for name, seed in (("mef", 4), ("earlier", 5)):
+        primary = fits.PrimaryHDU(header=fits.Header([("FILTER", "r")]))
+        fits.HDUList([primary, *detectors(np.random.default_rng(seed))]).writeto(folder / f"{name}.fits")
+    return folder / "mef.fits"
+
+
+def detectors(noise: np.random.Generator) -> list[fits.ImageHDU]:
+    rng = np.random.default_rng(3)  # the sky is always the same
+    extensions = []
+    for number, (name, zero_point) in enumerate(ZERO_POINTS.items()):
+        psf = PsfModel.moffat(WIDTHS[name], 3.2, (300, 320))
+        data, gain = np.full((300, 320), 100.0 + 50 * number), 2.0 + number
+        x, y = rng.uniform(15, 305, 70), rng.uniform(15, 285, 70)
+        for stamp, column, row in zip(psf.stamps(x, y), x, y, strict=True):
+            i, j = int(np.floor(column + 0.5)) - psf.half, int(np.floor(row + 0.5)) - psf.half
+            part = data[max(j, 0) : j + psf.size, max(i, 0) : i + psf.size]
+            cut = stamp[max(-j, 0) :, max(-i, 0) :][: part.shape[0], : part.shape[1]]
+            part += 10 ** rng.uniform(3.3, 5) * cut
+        data += noise.normal(0, np.sqrt(data / gain))
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [160, 150]
+        wcs.wcs.crval, wcs.wcs.cdelt = [150.0 + 0.1 * number, 20.0], [-1 / 3600, 1 / 3600]
+        header = wcs.to_header()
+        header.update({"MAGZP": zero_point, "GAIN": gain, "SATURATE": 6e4})
+        extensions.append(fits.ImageHDU(data.astype(np.float32), header, name=name))
+    return extensions
+
+
+def test_every_image_of_a_file_gets_its_own_sources_and_truth(
+    exposure: Path, tmp_path: Path, run: Run
+) -> None:
+    """From a file of two detectors to completeness: what was put into one is looked for in that one."""
+    from tapetum.pipelines.completeness import recover
+    from tapetum.pipelines.search import SearchOptions, search
+    from tapetum.pipelines.search_results import read_results
+
+    out = tmp_path / "simulated"
+    options = ("--kinds", "transient:12", "--magrange", 14.5, 16.5, "--on-galaxies", 0, "--seed", 2)
+    status, said = run(exposure, "-o", out, *options)
+    assert status == 0, said
+    assert "2 images, 24 sources" in said
+    table = Table.read(out / "simulated_objects.list", format="ascii.ecsv")
+    for number, (name, zero_point) in enumerate(ZERO_POINTS.items(), 1):
+        own = table[table["filename"] == f"mef_{number}.fits"]
+        assert (len(own), set(own["image"]), set(own["zero_point"])) == (12, {f"mef_{number}"}, {zero_point})
+        before, after = read_frame(f"{exposure}[{name}]"), read_frame(out / f"mef_{number}.fits")
+        assert after.info.zero_point == zero_point
+        assert (after.info.gain, after.info.band) == (before.info.gain, before.info.band)
+        row = own[np.argmax(own["snr"] * (own["inside"] > 0.99))]
+        y, x = np.mgrid[:300, :320]
+        near = np.hypot(x - row["x"], y - row["y"]) < 2 * WIDTHS[name]
+        added = (after.data - before.data)[near]
+        assert added.sum() == pytest.approx(row["flux"], rel=0.12)
+        half = (added > added.max() / 2).sum()  # pixels above half of the peak are a disc of its FWHM
+        assert 2 * np.sqrt(half / np.pi) == pytest.approx(WIDTHS[name], rel=0.25)
+        where = before.wcs.all_pix2world(10, 10, 0), after.wcs.all_pix2world(10, 10, 0)
+        np.testing.assert_allclose(*where, atol=1e-9)
+    assert "2 of them finished before" in run(exposure, "-o", out, *options)[1]
+    # of the images of one reference file each takes the one of its own sky
+    asked = SearchOptions(references=(str(exposure.with_name("earlier.fits")),), cutouts="none", keep="none")
+    found = search(expand_sources([out]), tmp_path / "results", asked, load_settings(None, {}))
+    assert [(one.folder.name, one.problem) for one in found] == [("mef_1", None), ("mef_2", None)]
+    recovery = recover(read_results(tmp_path / "results"))
+    assert recovery.images["image"].tolist() == ["mef_1", "mef_2"]
+    assert recovery.images["injected"].tolist() == [12, 12]
+    assert min(recovery.images["found"]) >= 10
+    assert max(recovery.images["false"]) <= 2
 
 
 def test_an_input_is_never_overwritten(frames: list[Path], tmp_path: Path, run: Run) -> None:

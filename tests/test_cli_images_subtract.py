@@ -145,6 +145,15 @@ def test_detect_goes_on_with_the_noise_mask_and_psf_of_the_file(differences, tmp
     assert len(found) <= 4
 
 
+def test_detect_takes_the_differences_of_a_folder(differences, tmp_path):
+    call("detect", differences, "--difference", "-o", tmp_path / "found")
+    names = sorted(path.name for path in (tmp_path / "found").glob("*.ecsv"))
+    made = sorted(path.name for path in differences.glob("*.fits.fz"))
+    assert names == [name.replace(".fits.fz", ".sources.ecsv") for name in made]
+    with pytest.raises(InputError):
+        call("detect", differences, "-o", tmp_path / "other")
+
+
 def test_workers_change_nothing_and_finished_ones_are_skipped(differences, night, tmp_path, caplog):
     words = ("subtract", night / "a.fits", "--reference", night / "ref")
     call(*words, "-o", tmp_path / "one.fits.fz")

@@ -69,7 +69,11 @@ def test_every_model_has_a_page():
     assert (shipped | set(template_names())) - named == set()
 
 
-OPTIONAL = {"training": "train", "_cluster.py": "cluster", "catalogue.py": "online"}  # a room or file, its extra
+OPTIONAL = {
+    "training": "train",
+    "_cluster.py": "cluster",
+    "catalogue.py": "online",
+}  # a room or file, its extra
 
 
 def test_everything_imported_is_declared():

@@ -115,3 +115,13 @@ def test_real_frames_agree_with_sep_where_the_sky_is_plain(real_data, name, rows
     assert np.percentile(np.abs(found.level - level)[plain], 95) < 0.4 * np.median(noise)
     assert np.median(found.noise[plain] / noise[plain]) == pytest.approx(1, abs=0.02)
     assert found.noise.max() < 4 * np.median(found.noise)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5, 2.0])
+def test_a_slope_is_no_noise(rng, slope):
+    y, x = np.mgrid[:400, :500]
+    level = 200 + slope * x - 0.4 * slope * y
+    found = estimate_background((level + rng.normal(0, 10, level.shape)).astype(np.float32))
+    assert found.typical_noise == pytest.approx(10, rel=0.03)
+    assert found.noise.max() < 11
+    assert np.abs(found.level - level).max() < 5

@@ -264,6 +264,115 @@ def test_wide_filters_find_what_the_psf_does_not(rng):
     assert wide.snr[0] > 1.2 * narrow.snr.max(initial=5.0)
 
 
+# ---- positions and fluxes --------------------------------------------------------------------------------------------
+
+
+def scattered_stars(rng, fwhm, step=30):
+    """Stars of 15 to 1000 sigma on a loose grid, at any place within their pixels; the PSF, x, y, flux."""
+    psf = moffat(fwhm)
+    x, y = np.meshgrid(np.arange(25, SHAPE[1] - 20, step), np.arange(25, SHAPE[0] - 20, step))
+    x, y = (axis.ravel() + rng.uniform(-0.5, 0.5, axis.size) for axis in (x, y))
+    return psf, x, y, sigma_of(psf, rng.permutation(np.geomspace(15, 1000, x.size)))
+
+
+@pytest.mark.parametrize("fwhm", [1.0, 1.2, 1.5, 2.5, 6.0])
+def test_positions_and_fluxes_are_as_good_as_the_light_allows(rng, fwhm):
+    psf, x, y, flux = scattered_stars(rng, fwhm, 60 if fwhm > 5 else 30)
+    found = search(rng, with_stars(psf, x, y, flux), psf)
+    off, nearest = cKDTree(np.stack([found.x, found.y], axis=1)).query(np.stack([x, y], axis=1))
+    found = found[nearest]
+    assert off.max() < 1
+    # a Gaussian's error is its FWHM / 2.355 over the signal-to-noise ratio along each axis; five in two dimensions
+    clear = found.flux / found.flux_err
+    assert (off * clear < 5 * found.fwhm_psf_pix / 2.355).all()
+    assert off[clear > 150].max() < 0.05
+    ratio = found.flux[clear > 50] / flux[clear > 50]
+    assert np.median(ratio) == pytest.approx(1, abs=0.01)
+    assert not found.has(Note.NO_FIT | Note.BAD_FIT | Note.EXTENDED | Note.SHARP).any()
+    assert np.median(found.chi2) == pytest.approx(1, abs=0.2)
+
+
+def test_stars_beside_each_other_keep_their_light(rng):
+    """Pairs 2.5 to 4.5 FWHM apart: the light of the one is not that of the other, and two stars are no wide one."""
+    psf = moffat(2.5)
+    x, y = (axis.ravel() for axis in np.meshgrid(np.arange(40.3, 370, 60), np.arange(40.2, 350, 50)))
+    apart, turn = np.linspace(6.5, 11, len(x)), np.linspace(0, 6, len(x))
+    bright, faint = sigma_of(psf, 200.0), sigma_of(psf, 60.0)
+    x2, y2 = x + apart * np.cos(turn), y + apart * np.sin(turn)
+    image = with_stars(psf, x, y, bright) + with_stars(psf, x2, y2, faint)
+    found = search(rng, image, psf)
+    for at_x, at_y, flux in ((x, y, bright), (x2, y2, faint)):
+        off, nearest = cKDTree(np.stack([found.x, found.y], axis=1)).query(np.stack([at_x, at_y], axis=1))
+        near = found[nearest]
+        assert off.max() < 0.3
+        assert near.flux == pytest.approx(np.full(len(x), flux), rel=0.12)
+        assert np.median(near.flux) == pytest.approx(flux, rel=0.02)
+        assert not near.has(Note.EXTENDED).any()
+
+
+@pytest.mark.parametrize("slope", [1.0, 1.4])
+def test_the_light_of_a_comet_is_that_of_all_of_it(rng, slope):
+    """Also when its head is so sharp that the filter of a star sees it best."""
+    flux = 15000.0
+    found = search(rng, coma(200.3, 150.6, flux, slope))
+    assert len(found) == 1
+    assert found.has(Note.EXTENDED)[0]
+    assert found.flux[0] == pytest.approx(flux, abs=4 * found.flux_err[0] + 0.05 * flux)
+    assert 0.01 * flux < found.flux_err[0] < 0.1 * flux
+
+
+def test_an_aperture_ends_where_something_else_begins(rng):
+    psf = moffat()
+    image = coma(200.3, 150.6, 15000.0)
+    alone = search(np.random.default_rng(5), image)
+    beside = search(np.random.default_rng(5), image + with_stars(psf, [212.0], [150.0], 30000.0))
+    comet = beside[np.hypot(beside.x - 200.3, beside.y - 150.6) < 2]
+    assert len(comet) == 1
+    assert comet.flux[0] == pytest.approx(alone.flux[0], rel=0.1)
+
+
+def test_a_sharp_survey_image_is_measured_as_sextractor_does(real_data):
+    """ZTF with 1.3 pixels of seeing, whose wings lean: the centre of light moves by 0.1 with the isophote."""
+    from astropy.io import fits
+
+    from tapetum.images.fits import read_frame
+    from tapetum.pipelines.search_steps import compare, prepare
+
+    path = real_data / "imagepairs" / "ztf_zr_sci.fits.fz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    frame = read_frame(path)
+    inner = np.s_[:1500, :1500]
+    frame = replace(frame, data=frame.data[inner].copy(), mask=frame.mask[inner].copy(), variance=None)
+    part = compare(prepare(frame), None)
+    found = detect_difference(part.data, part.noise, part.mask, part.psf, both_signs=False)
+    with fits.open(path.with_name("ztf_zr_sextractor.fits")) as hdus:
+        golden = next(hdu.data for hdu in hdus if isinstance(hdu, fits.BinTableHDU))
+    off, nearest = cKDTree(np.stack([golden["X_IMAGE"] - 1, golden["Y_IMAGE"] - 1], axis=1)).query(
+        np.stack([found.x, found.y], axis=1)
+    )
+    golden = golden[nearest]
+    bad = found.has(Note.MASKED | Note.SATURATED | Note.EXTENDED | Note.BLENDED)
+    clean = (off < 1) & (found.flux > 20 * found.flux_err) & (golden["FLAGS"] == 0) & ~bad
+    assert clean.sum() > 600
+    shift = [
+        np.median((ours - theirs + 1)[clean])
+        for ours, theirs in ((found.x, golden["X_IMAGE"]), (found.y, golden["Y_IMAGE"]))
+    ]
+    assert np.hypot(*shift) < 0.1
+    scatter = np.hypot(
+        (found.x - golden["X_IMAGE"] + 1)[clean] - shift[0],
+        (found.y - golden["Y_IMAGE"] + 1)[clean] - shift[1],
+    )
+    assert np.median(scatter) < 0.1
+    magnitude = -2.5 * np.log10(
+        found.flux[clean] / np.asarray(golden["FLUX_APER"]).reshape(len(golden), -1)[clean, 0]
+    )
+    assert abs(np.median(magnitude)) < 0.03
+    assert found.has(Note.NO_FIT).mean() < 0.01
+    assert (found.x == np.rint(found.x)).mean() < 0.01
+
+
 # ---- what is to be known of it -------------------------------------------------------------------------------------
 
 

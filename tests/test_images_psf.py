@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from astropy.io import fits
+from scipy.special import erf
 
 from tapetum.core.errors import InputError
 from tapetum.images.background import Background, estimate_background
@@ -309,3 +310,36 @@ def test_a_real_ztf_frame_is_described(ztf):
     assert middling.sum() > 10
     assert 0.6 < np.median(fit.chi2[middling]) < 1.5
     assert np.median(np.hypot(fit.x - unused.x, fit.y - unused.y)) < 0.06  # two kinds of centre, 1.4 px FWHM
+
+
+@pytest.mark.parametrize("fwhm", [2.0, 3.0, 5.0])
+@pytest.mark.parametrize("beta", [2.5, 3.2, np.inf])
+def test_fluxes_are_not_biased_whatever_the_profile(fwhm, beta):
+    """Unit flux is the light within the stamp; a Gaussian and wide wings are equally far from the first guess."""
+    rng = np.random.default_rng(4)
+    image, half = np.full((SIDE, SIDE), 200.0), 40
+    for i in range(45, SIDE - 40, 60):
+        for j in range(45, SIDE - 40, 60):
+            x, y = i + rng.uniform(-3, 3), j + rng.uniform(-3, 3)
+            add(image, 30000 * profile_star(x, y, half, fwhm, beta), x, y)
+    image = (rng.poisson(image * 2) / 2 + rng.normal(0, 2.5, image.shape)).astype(np.float32)
+    sky = Background(np.full(image.shape, 200, np.float32), np.full(image.shape, 10.3, np.float32))
+    model = measure_psf(image, sky, None, FrameInfo(gain=2.0, saturation=60000.0))
+    places = [(280.0, 280.0), (100.3, 400.4), (400.55, 120.2)]
+    truths = [profile_star(x, y, model.half, fwhm, beta) for x, y in places]
+    errors, fluxes = np.array(
+        [core_error(model, t / t.sum(), *at) for t, at in zip(truths, places, strict=True)]
+    ).T
+    assert abs(fluxes.mean() - 1) < 0.005
+    assert errors.max() < 0.015
+    assert model.quality.residual < 0.02
+
+
+def profile_star(x, y, half, fwhm, beta):
+    if np.isfinite(beta):
+        return moffat_star(x, y, half, fwhm, beta, fine=5)
+    edges = np.arange(-half, half + 2) - 0.5
+    shares = [
+        np.diff(erf((edges - (at - np.floor(at + 0.5))) / (fwhm / 2.3548) / np.sqrt(2))) / 2 for at in (y, x)
+    ]
+    return np.outer(*shares)

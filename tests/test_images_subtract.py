@@ -9,7 +9,7 @@ from scipy.signal import convolve2d
 from tapetum.core.errors import InputError
 from tapetum.images._subtract_kernels import convolve_tiles
 from tapetum.images.background import estimate_background
-from tapetum.images.difference import Plane, SubtractionError
+from tapetum.images.difference import Plane, SubtractionError, checked, disagreement
 from tapetum.images.frame import Bad
 from tapetum.images.matching import (
     MatchingError,
@@ -278,6 +278,21 @@ def test_wrong_noise_is_refused():
         subtract(replace(science, noise=science.noise / 4), replace(reference, noise=reference.noise / 4))
 
 
+@pytest.mark.parametrize("method", ["kernel", "zogy"])
+def test_the_same_image_twice_is_called_so(method):
+    science, _, _ = make_pair()
+    with pytest.raises(SubtractionError, match="share their noise: they are the same"):
+        subtract(science, science, method=method)
+
+
+def test_a_noise_that_is_said_too_high_is_put_right():
+    science, reference, _ = make_pair()
+    wanted = subtract(science, reference)
+    loud = subtract(replace(science, noise=science.noise * 3), replace(reference, noise=reference.noise * 3))
+    assert 0.25 < loud.quality.noise_ratio < 0.4
+    assert np.nanmedian(loud.noise) == pytest.approx(np.nanmedian(wanted.noise), rel=0.1)
+
+
 def test_too_few_stars_are_counted():
     basis = gaussian_basis(2.0, 3.0)
     none = np.zeros(2, np.int64)
@@ -292,7 +307,7 @@ def test_too_few_stars_are_counted():
         np.ones((2, 9), np.float32),
     )
     with pytest.raises(MatchingError, match="2 stars can be used and 3 are needed"):
-        fit_kernel(stamps, basis, SHAPE)
+        fit_kernel(stamps, basis, SHAPE, 1.0)
 
 
 def test_shapes_must_agree_and_seeing_must_be_known():
@@ -334,10 +349,17 @@ def test_zogy_finds_the_registration():
         ("eaba_eso085_4.fits.fz", "eaba_eso085_5.fits.fz"),
         ("decam_obs04a.fits", "decam_obs18a.fits"),
         ("nircam_sci.fits.fz", "nircam_ref.fits.fz"),
-        ("sim_dev0_sci.fits.fz", "sim_dev0_ref.fits.fz"),
     ],
 )
 def test_real_pairs_pass_the_gate(real_data, science_name, reference_name):
+    check_gate(real_data, science_name, reference_name)
+
+
+def test_a_simulated_pair_passes_the_gate(real_data):
+    check_gate(real_data, "sim_dev0_sci.fits.fz", "sim_dev0_ref.fits.fz")
+
+
+def check_gate(real_data, science_name, reference_name):
     from benchmarks.subtraction import load_image
 
     folder = real_data / "imagepairs"
@@ -347,3 +369,55 @@ def test_real_pairs_pass_the_gate(real_data, science_name, reference_name):
     difference = subtract(*(image.plane for image in images))
     assert difference.quality.chi2_held < 1.6
     assert difference.quality.core_residual < 0.2
+
+
+def test_images_that_share_their_noise_are_refused_in_words():
+    science, _, _ = make_pair()
+    rng = np.random.default_rng(2)
+    spots = stamp_image(science.psf, *np.array([[100.0, 90.0], [200.0, 150.0], [5000.0, 7000.0]]))
+    other = replace(science, data=(science.data + spots).astype(np.float32))
+    with pytest.raises(SubtractionError, match=r"share their noise.*another exposure"):
+        subtract(other, science)
+    fresh = rng.normal(0, SKY_NOISE, SHAPE).astype(np.float32)
+    subtract(replace(other, data=other.data + fresh, noise=science.noise * np.float32(2**0.5)), science)
+
+
+def test_a_kernel_that_would_have_to_sharpen_is_refused():
+    """The science image is the worse one: convolved, its stars are still no match, and rings are all that is left."""
+    science, reference, _ = make_pair(science_fwhm=4.2, reference_fwhm=2.0)
+    with pytest.raises(SubtractionError, match=r"badly fitted.*the one convolved"):
+        subtract(science, reference, convolve="science")
+    assert subtract(science, reference).convolved == "reference"
+
+
+@pytest.mark.parametrize(
+    ("figures", "refused"),
+    [
+        ({"chi2": 4.0, "chi2_held": 4.5}, True),
+        ({"chi2": 3.5, "chi2_held": 3.9}, False),
+        ({"negative": 1.0, "n_loud": 500, "relative_error": 0.23}, True),
+        ({"negative": 0.0, "n_loud": 500, "relative_error": 0.23}, True),
+        ({"negative": 0.0, "n_loud": 500, "relative_error": 0.03}, False),  # new sources only
+        ({"negative": 1.0, "n_loud": 20, "relative_error": 0.23}, False),
+        ({"negative": 0.6, "n_loud": 500, "relative_error": 0.23}, False),
+    ],
+)
+def test_the_gate_knows_a_bad_fit(matched, figures, refused):
+    difference, science, _ = matched
+    spoilt = replace(difference, quality=replace(difference.quality, **figures))
+    if refused:
+        with pytest.raises(SubtractionError, match="badly fitted"):
+            checked(spoilt, science, science)
+    else:
+        assert checked(spoilt, science, science) is spoilt
+
+
+@pytest.mark.parametrize("method", ["kernel", "zogy"])
+def test_another_field_is_called_so(method):
+    science, same, _ = make_pair()
+    psf, elsewhere = field_psf(2.4), make_sky(seed=8)
+    image = stamp_image(psf, elsewhere.x, elsewhere.y, elsewhere.flux)
+    reference = plane(np.random.default_rng(4), image, psf)
+    with pytest.raises(SubtractionError, match="stars of the two images do not match"):
+        subtract(science, reference, method=method)
+    assert disagreement(science, same) == ""

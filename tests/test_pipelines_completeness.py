@@ -130,6 +130,18 @@ def test_what_the_data_do_not_reach_is_not_invented(rng):
     assert math.isnan(shallow.mag90)
 
 
+def test_few_sources_give_no_interval_instead_of_a_point(rng):
+    mag = np.linspace(16, 21, 24)
+    apart = fit_depth(mag, mag < 18.57, rng)  # a step: every resampling steps at the same place
+    assert apart.mag50 == pytest.approx(18.57, abs=0.2)
+    assert np.isnan([*apart.mag50_interval, *apart.mag90_interval]).all()
+    found = mag < 18.57
+    found[[8, 14]] = found[[14, 8]]
+    mixed = fit_depth(mag, found, rng)
+    low, high = mixed.mag50_interval
+    assert np.isnan(low) or high - low > 0.2
+
+
 def test_edges_are_round_and_hold_everything():
     assert mag_edges(np.array([18.2, 19.9, np.nan])).tolist() == [18.0, 18.5, 19.0, 19.5, 20.0]
     assert len(mag_edges(np.empty(0))) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -10,6 +12,7 @@ from astropy.wcs import WCS
 
 from tapetum.core.errors import FormatError, InputError, UsageError
 from tapetum.images.fits import expand_sources, path_of, write_frame
+from tapetum.pipelines.completeness import recover
 from tapetum.pipelines.cutouts import (
     crosses_edge,
     cut_planes,
@@ -18,6 +21,7 @@ from tapetum.pipelines.cutouts import (
     write_crossmatch,
     write_cutout,
 )
+from tapetum.pipelines.folders import recover_folders, whole_folder
 from tapetum.pipelines.search_results import (
     image_stem,
     match_truth,
@@ -25,7 +29,6 @@ from tapetum.pipelines.search_results import (
     read_truth,
     truth_files,
     truth_for,
-    whole_folder,
 )
 
 SIDE = 200
@@ -315,6 +318,58 @@ def test_truth_without_file_names_belongs_to_images_that_begin_alike(tmp_path):
     assert truth_for("night/sim_11_sci.fits", tables) is None
 
 
+def names_of(*names):
+    n = len(names)
+    return Table({"x": np.ones(n), "y": np.ones(n), "mag": np.full(n, 19.0), "filename": list(names)})
+
+
+def test_truth_of_one_name_goes_to_the_folder_that_agrees(tmp_path):
+    one, two = (str(tmp_path / night / "a.fits") for night in ("one", "two"))
+    full = [(tmp_path / "all.list", names_of("/elsewhere/one/a.fits", two))]
+    assert list(truth_for(one, full, [two])["filename"]) == ["/elsewhere/one/a.fits"]
+    assert list(truth_for(two, full, [one])["filename"]) == [two]
+    beside = [(tmp_path / "one" / "simulated_objects.list", names_of("a.fits"))]
+    assert truth_for(one, beside, [two]) is not None
+    assert truth_for(two, beside, [one]) is None
+    bare = [(tmp_path / "all.list", names_of("a.fits"))]
+    with pytest.raises(InputError, match=r"may be of .*one.* or of .*two"):
+        truth_for(one, bare, [two])
+    unnamed = [(tmp_path / "a_truth.json", names_of(""))]
+    with pytest.raises(InputError, match="may be of"):
+        truth_for(one, unnamed, [two])
+    assert truth_for(one, bare) is not None
+
+
+def test_truth_of_another_file_or_extension_is_not_taken(tmp_path):
+    for night in ("one", "two"):
+        (tmp_path / night).mkdir()
+        (tmp_path / night / "a.fits").touch()
+    elsewhere = [(tmp_path / "all.list", names_of(str(tmp_path / "one" / "a.fits")))]
+    assert (
+        truth_for(str(tmp_path / "two" / "a.fits"), elsewhere) is None
+    )  # the search of the other may have failed
+    second = [(tmp_path / "all.list", names_of("a.fits[2]"))]
+    assert truth_for("a.fits[1]", second) is None
+    assert truth_for("a.fits[2]", second, ["a.fits[1]"]) is not None
+
+
+def test_truth_that_may_be_of_several_results_is_refused(results, tmp_path_factory):
+    for name in ("one", "two"):
+        (results / name / "simulated_objects.list").unlink()
+        table = Table.read(results / name / "candidates.ecsv")
+        table.meta["source"] = f"/{name}/a.fits"
+        table.write(results / name / "candidates.ecsv", overwrite=True)
+    truth = tmp_path_factory.mktemp("truth") / "simulated_objects.list"
+    names_of("a.fits").write(truth, format="ascii.ecsv")
+    for work in (
+        lambda found: make_cutouts(results, found, training=True, truth=[truth]),
+        lambda found: write_crossmatch(results, found, [truth], 2.0),
+        lambda found: recover(found, [truth]),
+    ):
+        with pytest.raises(InputError, match="may be of"):
+            work(read_results(results))
+
+
 def test_names_without_suffix_and_extension():
     assert image_stem("a/b.c.fits.fz[SCI,2][0]") == "b.c"
     assert str(path_of("a/b.fits[2]")) == "a/b.fits"
@@ -336,6 +391,34 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     fill(target, "new")
     assert (target / "file").read_text() == "new"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_old_folder_stays_when_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
+    target = tmp_path / "out" / "x"
+    fill(target, "old")
+    rename = Path.rename
+
+    def fails_for_parts(path, to):
+        if path.suffix == ".part":
+            raise OSError("read-only")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fails_for_parts)
+    with pytest.raises(OSError, match="read-only"):
+        fill(target, "new")
+    assert (target / "file").read_text() == "old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_folders_of_killed_runs_are_recovered_and_those_of_living_ones_left(tmp_path):
+    out = tmp_path / "out"
+    for name in ("a.01234567.old", "b", "b.01234567.old", "c.01234567.part", "mine.part", "d.old"):
+        (out / name).mkdir(parents=True)
+    with whole_folder(out / "alive") as part:
+        recover_folders(out)
+        assert part.is_dir()
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["a", "alive", "b", "d.old", "mine.part"]
 
 
 def test_what_a_killed_run_left_behind_is_no_result(results):

@@ -19,7 +19,7 @@ from tapetum.core.settings import Settings
 from tapetum.images.fits import read_frame, write_frame
 from tapetum.images.frame import Bad
 from tapetum.pipelines import demo_images
-from tapetum.pipelines.demo_images import CHANGE, Pair, quadrant_pair, scene_pair, search_pair
+from tapetum.pipelines.demo_images import Pair, quadrant_pair, scene_pair, search_pair
 from tapetum.pipelines.demo_images_page import (
     Candidate,
     ImagesReport,
@@ -29,6 +29,7 @@ from tapetum.pipelines.demo_images_page import (
     headline,
     summary,
 )
+from tapetum.pipelines.simulate import EPOCH_CHANGE
 from tapetum.report.page import render_page
 from tapetum.simulate.truth import TRUTH_NAME, read_truth
 
@@ -155,7 +156,7 @@ def test_a_second_epoch_of_a_real_quadrant(tmp_path: Path, real_data: Path) -> N
     # a star stands where the second pointing has it
     ra_dec = whole.wcs.all_pix2world([[300.0, 400.0]], 0)
     assert epoch.wcs.all_world2pix(ra_dec, 0)[0] == pytest.approx(
-        np.array([300.0, 400.0]) + CHANGE.shift, abs=0.01
+        np.array([300.0, 400.0]) + EPOCH_CHANGE.shift, abs=0.01
     )
     assert ((epoch.mask[:, :4] & Bad.NO_DATA) > 0).all()
     truth = read_truth(made.science.parent / TRUTH_NAME)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.server
+import shutil
 import threading
 import tomllib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
@@ -20,6 +22,7 @@ from tapetum.images.detect import Note
 from tapetum.images.frame import FrameInfo
 from tapetum.images.psf import PsfModel
 from tapetum.pipelines.candidates import reason_of, repeated, saturated_margin
+from tapetum.pipelines.cutouts import crosses_edge
 from tapetum.pipelines.references import References
 from tapetum.pipelines.search import SearchOptions, plan, search, write_index
 from tapetum.pipelines.search_results import read_results
@@ -199,8 +202,8 @@ def test_a_result_folder_is_complete(result):
 def test_the_signal_to_noise_ratio_is_that_of_the_magnitude(result):
     table = result.candidates
     snr = np.asarray(table["snr"], float)
-    assert snr == pytest.approx(np.abs(table["flux"]) / table["flux_err"])
-    assert snr == pytest.approx(2.5 / np.log(10) / np.asarray(table["mag_err"], float))
+    assert snr == pytest.approx(np.abs(table["flux"]) / table["flux_err"], rel=1e-5)
+    assert snr == pytest.approx(2.5 / np.log(10) / np.asarray(table["mag_err"], float), rel=1e-5)
     assert np.asarray(table["significance"]).min() >= 5
     assert (np.diff(snr) <= 0).all()
 
@@ -281,6 +284,34 @@ def test_without_a_reference_the_image_itself_is_searched(folder, tmp_path):
     assert len(table) < 0.5 * len(detections)
 
 
+def test_tables_say_what_they_hold_in_as_many_digits_as_it_is_worth(result):
+    table = Table.read(result.folder / "candidates.ecsv")
+    meta = table.meta
+    assert isinstance(meta["zero_point"], float)
+    assert list(meta["shape"]) == list(SHAPE)
+    assert meta["flags"][int(CandidateFlag.UNSCORED)] == "unscored"
+    assert "reference" in table["flux_template"].description
+    for name, digits in (("x", 3), ("ra", 7), ("mag", 4)):
+        values = np.asarray(table[name], float)
+        assert (values == np.round(values, digits)).all()
+        assert (values != np.round(values, digits - 1)).any()
+
+
+def test_what_is_guessed_and_not_believed_is_warned_of(folder, tmp_path):
+    image = tmp_path / "image.fits"
+    with fits.open(next(folder.glob("science*.fits"))) as hdus:
+        hdus[0].header["GAIN"] = 0.001
+        del hdus[0].header["MAGZP"]
+        hdus.writeto(image)
+    options = SearchOptions(threshold=30.0, cutouts="none", keep="none")
+    plain = search([str(image)], tmp_path / "a", options, Settings())[0]
+    told = " ".join(plain.warnings)
+    assert "gain of 0.001 does not go with its noise" in told
+    assert "the zero point is not known" in told
+    stars = replace(options, catalogue=str(folder / "stars.ecsv"))
+    assert "zero point" not in " ".join(search([str(image)], tmp_path / "b", stars, Settings())[0].warnings)
+
+
 def test_a_catalogue_gives_the_zero_point(folder, tmp_path):
     outcome = run(
         folder, tmp_path, catalogue=str(folder / "stars.ecsv"), refine_wcs=True, cutouts="none", keep="none"
@@ -290,6 +321,43 @@ def test_a_catalogue_gives_the_zero_point(folder, tmp_path):
     assert float(meta["zero_point_error"]) < 0.02
     assert "stars.ecsv" in meta["zero_point_origin"]
     assert "astrometry refined" in (outcome.folder / "search.log").read_text()
+
+
+def galactic_latitude_first(wcs):
+    """The same tangent plane in galactic coordinates, turned by the angle between the two norths."""
+    place = SkyCoord(*wcs.wcs.crval, unit="deg")
+    l_deg, b_deg = place.galactic.l.deg, place.galactic.b.deg
+    pole = SkyCoord(0, 90, unit="deg", frame="galactic").icrs
+    a = place.position_angle(pole).rad
+    turned = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) @ wcs.wcs.cd
+    new = WCS(naxis=2)
+    new.wcs.ctype, new.wcs.crval, new.wcs.crpix = ["GLAT-TAN", "GLON-TAN"], [b_deg, l_deg], wcs.wcs.crpix
+    new.wcs.cd = turned[::-1]
+    new.wcs.set()
+    return new
+
+
+def test_an_image_in_galactic_coordinates_is_searched_on_the_same_sky(folder, tmp_path):
+    data, header = fits.getdata(folder / "science.fits", header=True)
+    write(tmp_path / "science.fits", data, galactic_latitude_first(wcs_of()), gain=header["GAIN"])
+    options = SearchOptions(
+        references=(str(folder / "references"),),
+        catalogue=str(folder / "stars.ecsv"),
+        refine_wcs=True,
+        known=(str(folder / "variables.ecsv"),),
+        cutouts="none",
+        keep="none",
+    )
+    [outcome] = search([str(tmp_path / "science.fits")], tmp_path / "out", options, Settings())
+    assert outcome.problem is None
+    meta = Table.read(outcome.folder / "candidates.ecsv").meta
+    assert float(meta["zero_point"]) == pytest.approx(ZERO_POINT + 0.3, abs=0.02)
+    assert "astrometry refined" in (outcome.folder / "search.log").read_text()
+    found = Table.read(outcome.folder / "detections.ecsv")
+    there = SkyCoord(*wcs_of().all_pix2world(*np.array(NEW)[:, :2].T, 0), unit="deg")
+    _, apart, _ = there.match_to_catalog_sky(SkyCoord(found["ra"], found["dec"], unit="deg"))
+    assert apart.arcsec.max() < 0.5
+    assert sum(str(name).startswith("variables ") for name in found["match"]) == 1
 
 
 def test_catalogues_are_fetched_around_each_image(folder, tmp_path, vizier, monkeypatch):
@@ -400,6 +468,13 @@ def test_references_are_chosen_by_sky_and_band(folder, tmp_path, rng):
         References.open([str(tmp_path / "nothing.fits")])
 
 
+def test_a_named_reference_of_another_band_is_a_warning_in_log_and_report(folder, tmp_path):
+    [outcome] = run(folder, tmp_path, reference="references/other_band.fits", cutouts="none", keep="none")
+    assert outcome.problem is None
+    for name in ("search.log", "report.html"):
+        assert "is of band ztfg, the image of ztfr" in (outcome.folder / name).read_text()
+
+
 class Answers(http.server.BaseHTTPRequestHandler):
     """An archive that gives one image, whatever it is asked for."""
 
@@ -482,3 +557,141 @@ def test_where_every_name_is_taken_by_strangers_nothing_is_overwritten(tmp_path)
         plan([source], tmp_path, SearchOptions())[0].folder.mkdir()
     with pytest.raises(UsageError, match="not the result of a search"):
         search([source], tmp_path, SearchOptions(), Settings())
+
+
+NOVA = (90.3, 130.6)
+LONE = (203, 150)  # a pixel beside NEW[1]
+HIT = (103, 281)  # of a particle
+
+
+def test_a_new_object_that_saturates_is_a_candidate(folder, tmp_path, result):
+    with fits.open(folder / "science.fits") as hdus:
+        data, header = hdus[0].data, hdus[0].header
+    psf, star = PsfModel.moffat(2.9, 3.0, SHAPE), np.array([[NOVA[0]], [NOVA[1]], [1e6]])
+    light = image(psf, *star, np.random.default_rng(5), sky=0.0, gain=2.0)
+    data = np.minimum(data + light, 32000.0).astype(np.float32)
+    data[LONE[1], LONE[0]] = 31000.0
+    data[HIT[1] - 1 : HIT[1] + 2, HIT[0] : HIT[0] + 2] = 31500.0
+    fits.PrimaryHDU(data, header).writeto(tmp_path / "nova.fits")
+    options = SearchOptions((str(folder / "references"),), cutouts="none", keep="none")
+    [outcome] = search([str(tmp_path / "nova.fits")], tmp_path / "out", options, Settings())
+    assert outcome.problem is None
+    table = Table.read(outcome.folder / "candidates.ecsv")
+    distance, row = nearest(table, *NOVA)
+    assert distance[row] < 0.7
+    assert (table["flags"][row] & CandidateFlag.SATURATED, table["sign"][row]) == (CandidateFlag.SATURATED, 1)
+    assert 2e5 < table["flux"][row] < 1e6  # a lower limit
+    assert "saturated" in table.meta["flags"].values()
+    assert nearest(table, *NEW[1][:2])[0].min() < 0.5  # one pixel that is hot rules nothing out
+    assert nearest(table, *FULL)[0].min() > 5  # the reference has this one
+    all_of_them = Table.read(outcome.folder / "detections.ecsv")
+    assert (
+        (np.asarray(all_of_them["flags"]) & CandidateFlag.SATURATED) != 0
+    ).sum() == 1  # the particle is none
+    assert not (np.asarray(result.candidates["flags"]) & CandidateFlag.SATURATED).any()
+
+
+def test_the_flag_edge_means_that_the_cutout_crosses_it(result):
+    table = Table.read(result.folder / "detections.ecsv")
+    x, y = (np.asarray(table[name], float) for name in "xy")
+    raised = (np.asarray(table["flags"]) & CandidateFlag.EDGE) != 0
+    assert raised.tolist() == crosses_edge(x, y, 63, SHAPE).tolist()
+    assert raised.any()
+
+
+@pytest.fixture(scope="module")
+def bad_cells(folder, tmp_path_factory):
+    """The left half of a reference, and a right half without stars."""
+    place = tmp_path_factory.mktemp("cells")
+    (place / "left.fits").write_bytes((folder / "cells" / "left.fits").read_bytes())
+    with fits.open(folder / "cells" / "right.fits") as hdus:
+        noise = np.random.default_rng(4).normal(100, 3, hdus[0].data.shape).astype(np.float32)
+        fits.PrimaryHDU(noise, hdus[0].header).writeto(place / "right.fits")
+    return place
+
+
+def test_a_file_that_is_not_there_leaves_no_folder(tmp_path):
+    [outcome] = search([str(tmp_path / "missing.fits")], tmp_path / "out", SearchOptions(), Settings())
+    assert "missing.fits" in outcome.problem
+    assert not outcome.folder.exists()
+
+
+def test_a_folder_with_nothing_but_the_image_itself_is_no_reference(folder, tmp_path):
+    shutil.copy(folder / "science.fits", tmp_path)
+    options = SearchOptions((str(tmp_path),))
+    [outcome] = search([str(tmp_path / "science.fits")], tmp_path / "out", options, Settings())
+    assert "is the science image itself" in outcome.problem
+
+
+def test_one_bad_cell_does_not_fail_the_image(folder, bad_cells, tmp_path):
+    outcome = run(folder, tmp_path, reference=bad_cells, cells="individual", cutouts="none", keep="none")[0]
+    assert outcome.problem is None
+    assert "right.fits: left out" in (outcome.folder / "search.log").read_text()
+    table = Table.read(outcome.folder / "candidates.ecsv")
+    assert nearest(table, *NEW[0][:2])[0].min() < 0.5
+    assert np.isfinite(table["flux_template"]).all()
+
+
+def test_cells_that_are_all_bad_fail_it(folder, bad_cells, tmp_path):
+    outcome = run(folder, tmp_path, reference=bad_cells / "right.fits", cells="individual")[0]
+    assert "right.fits" in outcome.problem
+
+
+def test_the_light_of_the_reference_comes_from_the_cell_of_each_detection(folder, tmp_path):
+    outcome = run(folder, tmp_path, reference="cells", cells="individual", cutouts="none", keep="none")[0]
+    table = Table.read(outcome.folder / "candidates.ecsv")
+    rows = [nearest(table, x, y)[1] for x, y, _ in NEW]
+    assert np.abs(np.asarray(table["flux_template"], float)[rows]).max() < 100
+    assert table["flux_template"][nearest(table, *GONE)[1]] == pytest.approx(4000, rel=0.1)
+
+
+def test_a_search_that_fails_leaves_the_earlier_result(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = run(folder, out, cutouts="none", keep="none")[0]
+    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    trouble = {"_road": InputError("no such luck"), "_write": OSError("disk full")}
+    for name, reason in trouble.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(f"tapetum.pipelines.search.{name}", raises(reason))
+            failed = run(folder, out, cutouts="none", keep="none", threshold=7.0)[0]
+        assert failed.problem == str(reason)
+        assert {path.name: path.read_bytes() for path in first.folder.iterdir()} == before
+        assert str(reason) in (out / "science.failed.log").read_text()
+    assert not run(folder, out, cutouts="none", keep="none", threshold=7.0)[0].skipped
+    assert sorted(path.name for path in out.iterdir()) == ["science"]
+
+
+def raises(reason):
+    def work(*words, **named):
+        raise reason
+
+    return work
+
+
+def test_what_killed_runs_left_is_cleaned_and_recovered(folder, tmp_path):
+    out = tmp_path / "out"
+    first = run(folder, out, cutouts="none", keep="none")[0]
+    first.folder.rename(out / "science.00c0ffee.old")
+    (out / "science.deadbeef.part").mkdir()
+    assert run(folder, out, cutouts="none", keep="none")[0].skipped
+    assert sorted(path.name for path in out.iterdir()) == ["science"]
+
+
+def test_a_width_that_is_given_serves_where_no_star_shows_it(tmp_path, rng):
+    write(tmp_path / "empty.fits", rng.normal(100, 5, SHAPE).astype(np.float32), wcs_of(), gain=4.0)
+    source = str(tmp_path / "empty.fits")
+    [without] = search([source], tmp_path / "out", SearchOptions(), Settings())
+    assert "--fwhm" in without.problem
+    [given] = search([source], tmp_path / "out", SearchOptions(fwhm_pix=2.5), Settings())
+    assert given.problem is None
+    assert "2.50 px" in (given.folder / "search.log").read_text()
+
+
+def test_what_no_image_could_do_without_is_checked_once(tmp_path):
+    with pytest.raises(InputError, match="nope"):
+        search(["x.fits", "y.fits"], tmp_path / "out", SearchOptions(telescope="nope"), Settings())
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match=r"-o .*file"):
+            search(["x.fits"], out, SearchOptions(), Settings())
+    assert not (tmp_path / "out").exists()

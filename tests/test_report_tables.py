@@ -14,7 +14,7 @@ from astropy.io.votable import parse
 from astropy.table import Table
 
 from tapetum.core.errors import UsageError
-from tapetum.report.tables import table_format, write_table
+from tapetum.report.tables import rounded, table_format, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +85,23 @@ def test_metadata_is_kept(table: pa.Table, tmp_path: Path, suffix: str) -> None:
     else:
         kept = dict(read_back(path).meta)
     assert {key: kept[key] for key in (*WORDS, "made_by")} == {**WORDS, "made_by": "a test"}
+
+
+def test_digits_beyond_what_numbers_are_worth_go() -> None:
+    plain = pa.table({"x": [1.23456789, None], "flux": [123456789.4, 0.00123456789], "n": [1, 2]})
+    short = rounded(plain, {"x": 3}).to_pydict()
+    assert short == {"x": [1.235, None], "flux": [123457000.0, 0.00123457], "n": [1, 2]}
+
+
+def test_what_a_column_means_is_kept(tmp_path: Path) -> None:
+    plain = pa.table({"x": [1.0]})
+    write_table(plain, str(tmp_path / "t.ecsv"), {"shape": [3, 4]}, descriptions={"x": "column"})
+    back = Table.read(tmp_path / "t.ecsv")
+    assert (back["x"].description, list(back.meta["shape"])) == ("column", [3, 4])
+    write_table(plain, str(tmp_path / "t.parquet"), {"shape": [3, 4]}, {"x": "pix"}, {"x": "column"})
+    schema = pq.read_schema(tmp_path / "t.parquet")
+    assert schema.field("x").metadata == {b"description": b"column", b"unit": b"pix"}
+    assert schema.metadata[b"shape"] == b"[3, 4]"
 
 
 def test_fits_and_votable_keep_metadata_in_their_own_places(table: pa.Table, tmp_path: Path) -> None:

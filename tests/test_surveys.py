@@ -50,6 +50,19 @@ def test_a_profile_of_the_user_is_called_what_it_says(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gian = 1.5", r"image\.defaults\.gian: .*did you mean gain\? Known here: gain, read_noise"),
+        ('gain = "1.5"', r"image\.defaults\.gain: .*number"),
+    ],
+)
+def test_a_mistyped_camera_is_told_what_may_stand_there(tmp_path: Path, line, message):
+    (tmp_path / "mine.toml").write_text(f'name = "mine"\ntitle = "Mine"\n[image.defaults]\n{line}\n')
+    with pytest.raises(InputError, match=message):
+        load_profile(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (('reference = "start"', 'reference = "whenever"'), r"alert\.time\.reference"),

@@ -499,12 +499,7 @@ class ZtfServer:
             return 200, b"", {"Set-Cookie": "JOSSO_SESSIONID=abc; Path=/"} if good else {}
         if self.private and "JOSSO_SESSIONID=abc" not in headers.get("Cookie", ""):
             return 401, b"", {}
-        side = 8
-        if query:
-            assert query["gzip"] == ["false"]
-            assert re.fullmatch(r"[\d.]+,-?[\d.]+", query["center"][0])
-            side = int(float(query["size"][0].removesuffix("arcsec")))
-        return 200, _bytes(fits.PrimaryHDU(np.full((side, side), len(path), np.float32))), {}
+        return 200, _bytes(fits.PrimaryHDU(np.full((8, 8), len(path), np.float32))), {}
 
 
 def ztf(served: Served, client: HttpClient, folder: Path, **settings: Any) -> ZtfArchive:
@@ -535,12 +530,58 @@ def test_products_of_a_frame_lie_where_the_archive_keeps_them(
         archive.fetch_products("somewhere.fits")
 
 
-def test_cutouts_are_asked_for_by_centre_and_size(serve: Any, client: HttpClient, tmp_path: Path) -> None:
-    served = serve(ZtfServer())
-    paths = ztf(served, client, tmp_path / "cache").fetch_cutouts(FRAME, 8.25, -1.5, 60, tmp_path / "out")
-    assert len({path.name for path in paths}) == 3
-    assert all(fits.getdata(path).shape == (60, 60) for path in paths)
-    assert all("center=8.250000%2C-1.500000&size=60arcsec" in entry for entry in served.asked)
+def test_a_frame_has_the_reference_of_its_field_filter_and_quadrant() -> None:
+    from tapetum.surveys.archive_ztf import field_name
+
+    identity: dict[str, str | int] = {
+        "date": "20200924",
+        "field": 655,
+        "filter": "zr",
+        "ccd": 13,
+        "quadrant": 3,
+    }
+    assert field_name(identity, "ztfr") == "ztf_000655_zr_c13_q3"
+    assert field_name({"field": "1655", "ccd": "2", "quadrant": "4"}, "ztfg") == "ztf_001655_zg_c02_q4"
+    for missing, band in (({"field": 655}, "ztfr"), (identity, None), (identity, "sdssr"), ({}, "ztfr")):
+        with pytest.raises(InputError, match=r"not known to be a ZTF image.*name a reference file"):
+            field_name(missing, band)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_the_surveys_own_reference_of_a_ztf_image_is_fetched(
+    serve: Any, tmp_path: Path, rng: np.random.Generator, renamed: bool
+) -> None:
+    """`--reference ztf`: by the name of the frame or, of a renamed one, by its header."""
+    from tapetum.images.fits import read_frame
+    from tapetum.pipelines.references import References
+
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [10, 20], [50, 40]
+    wcs.wcs.cdelt = [-1 / 3600, 1 / 3600]
+    header = wcs.to_header()
+    header.update({"MAGZP": 26.0, "GAIN": 6.0, "SATURATE": 5e4, "FILTER": "ZTF_r"})
+    reference = _bytes(fits.PrimaryHDU(rng.normal(100, 5, (90, 110)).astype(np.float32), header))
+    served = serve(lambda *request: (200, reference, {}))
+    settings = ArchiveSettings(ztf_url=served.url)
+    if renamed:
+        header.update(
+            {"TELESCOP": "Palomar 48-inch", "INSTRUME": "ZTF/MOSAIC", "FIELDID": 655, "CCDID": 13, "QID": 3}
+        )
+    path = tmp_path / ("monday.fits" if renamed else f"{FRAME}_sciimg.fits")
+    fits.writeto(path, rng.normal(100, 5, (80, 100)).astype(np.float32), header)
+    frame = read_frame(path)
+    said: list[str] = []
+    references = References.open(["ztf"], archives=settings)
+    [aligned] = references.aligned(frame, say=said.append)
+    assert aligned.shape == frame.shape
+    assert aligned.info.telescope == "ztf"
+    assert served.asked == ["GET /ref/000/field000655/zr/ccd13/q3/ztf_000655_zr_c13_q3_refimg.fits"]
+    assert "fetching the ZTF reference of ztf_000655_zr_c13_q3" in said
+    assert len(list(references.aligned(frame))) == len(served.asked) == 1  # the second time it is there
+    other = tmp_path / "other.fits"
+    fits.writeto(other, frame.data, wcs.to_header())
+    with pytest.raises(InputError, match=r"other\.fits: not known to be a ZTF image"):
+        list(references.aligned(read_frame(other)))
 
 
 def test_private_data_need_a_session_and_the_password_stays_secret(

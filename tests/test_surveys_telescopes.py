@@ -48,9 +48,6 @@ gain = []
 gain = 1.5
 [image.bands]
 "Red" = "bessellr"
-[image.archive]
-base = "file:///archive/"
-products = { science = "{name}.fits" }
 """
 
 

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 ROOMS = (
-    "core", "report", "sky", "surveys", "images", "alerts", "simulate", "models", "finders", "pipelines", "training", "store",
+    "core", "report", "sky", "surveys", "images", "alerts", "simulate", "models", "finders", "pipelines", "training",
+    "store",
 )  # fmt: skip
+
+WIDTH = 68  # of the help [columns]: what the page's boxes show without scrolling
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -30,7 +33,9 @@ def commands() -> Iterator[tuple[str, str]]:
             yield from visit(inner, type(context)(inner, info_name=name, parent=context), f"{path} {name}")
 
     root = typer.main.get_command(app)
-    yield from visit(root, root.make_context("tapetum", [], resilient_parsing=True), "tapetum")
+    yield from visit(
+        root, root.make_context("tapetum", [], resilient_parsing=True, terminal_width=WIDTH), "tapetum"
+    )
 
 
 def cli_page() -> str:

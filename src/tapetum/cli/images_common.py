@@ -21,14 +21,17 @@ def is_image_file(out: Path) -> bool:
 
 
 def planned(
-    images: Sequence[str], out: str | Path, suffix: str, *, single: bool
+    images: Sequence[str], out: str | Path, suffix: str, *, single: bool, product: str = "frame"
 ) -> tuple[list[Step], list[str]]:
-    """What is to be made of the images that a verb was given, and what is wrong with some of them."""
+    """What is to be made of the images that a verb was given, and what is wrong with some of them.
+
+    `product` says which images of our own are taken from folders.
+    """
     from tapetum.images.fits import expand_sources
     from tapetum.pipelines.steps import plan_outputs
 
     problems: list[str] = []
-    sources = expand_sources(images, rejected=problems.append)
+    sources = expand_sources(images, product=product, rejected=problems.append)
     return plan_outputs(sources, out, suffix, problems.append, single=single), problems
 
 

@@ -87,8 +87,9 @@ def detect(
         mode, threshold, telescope, psf_of, fwhm, aperture, None if mask is None else str(mask)
     )
     suffix = suffix if suffix.startswith(".") else f".{suffix}"
+    product = "difference" if difference else "frame"
     carry_out(
-        planned(images, out, f".sources{suffix}", single=is_table_file(out, suffix)),
+        planned(images, out, f".sources{suffix}", single=is_table_file(out, suffix), product=product),
         Command(
             "images detect",
             {**vars(options), "threshold": options.sigma},

@@ -64,13 +64,25 @@ def info(
             summaries.append(summary)
             if not as_json:
                 typer.echo("\n".join(summary_lines(summary)))
-            for text in summary["warnings"]:
-                warn(f"{name}: {text}")
+            _warn_of(name, summary)
     if as_json:
         typer.echo(json.dumps(summaries, indent=2, allow_nan=False))
     elif any(summary["has_gaps"] for summary in summaries):
         say("what is guessed or not known can be told by a profile: --telescope profile.toml")
     report_rejections(complaints, len(complaints), len(summaries), things="images", nothing=NO_IMAGES)
+
+
+def _warn_of(name: str, summary: dict[str, Any]) -> None:
+    """One line of warnings per image; with ``-v`` each in full."""
+    import logging
+
+    texts = [str(text).removeprefix(f"{name}: ") for text in summary["warnings"]]
+    if len(texts) == 1 or logging.getLogger("tapetum").isEnabledFor(logging.INFO):
+        for text in texts:
+            warn(f"{name}: {text}")
+    elif texts:
+        short = "; ".join(text.partition("; ")[0].partition(" (")[0] for text in texts)
+        warn(f"{name}: {short}; -v tells more")
 
 
 def _look(source: str, profile: SurveyProfile | None, mask: Path | None, *, measure: bool) -> dict[str, Any]:

@@ -97,6 +97,15 @@ def search(
             help="Network that scores; without it `transients`, or none where that is not installed."
         ),
     ] = None,
+    fwhm: Annotated[
+        float | None,
+        typer.Option(
+            "--fwhm",
+            min=0.5,
+            max=200,
+            help="Width of a star where an image has none that shows it [pixel]; without it what the header says.",
+        ),
+    ] = None,
     cutouts: Annotated[
         Literal["fits", "none"] | None,
         typer.Option(help="A FITS file per candidate, or none; without it only when there is a reference."),
@@ -145,6 +154,7 @@ def search(
         cutouts=cutouts,
         cutout_size=cutout_size,
         keep=keep,
+        fwhm_pix=fwhm,
     )
     problems: list[str] = []
     sources = planes_of(expand_sources(images, rejected=problems.append))
@@ -190,6 +200,8 @@ def _tell(outcomes: Sequence[Outcome], problems: Sequence[str]) -> None:
 
     reasons = list(problems)
     for outcome in outcomes:
+        if outcome.warnings:
+            _warn_of(_warnings(outcome))
         if outcome.problem is not None:
             reasons.append(told(outcome.source, outcome.problem))
         elif outcome.skipped:
@@ -201,6 +213,14 @@ def _tell(outcomes: Sequence[Outcome], problems: Sequence[str]) -> None:
             )
     n_done = sum(outcome.problem is None for outcome in outcomes)
     end(reasons, n_done, "searched")
+
+
+def _warnings(outcome: Outcome) -> str:
+    """All warnings of an image in one line; what the problem says is not said twice."""
+    own = [text.removeprefix(f"{outcome.source}: ") for text in dict.fromkeys(outcome.warnings)]
+    problem = (outcome.problem or "").removeprefix(f"{outcome.source}: ")
+    new = [text for text in own if not problem or problem not in text]
+    return f"{outcome.source}: {'; '.join(new)}" if new else ""
 
 
 def _warn_of(*notes: str) -> None:
@@ -282,9 +302,12 @@ def completeness(
     from tapetum.pipelines.completeness import measure, recover
     from tapetum.pipelines.completeness_report import summary, write_report
     from tapetum.pipelines.cutouts import write_crossmatch
+    from tapetum.pipelines.outputs import check_folder
     from tapetum.pipelines.search_results import read_results, read_unsearched, truth_files, unsearched_words
 
     settings = settings_of(context)
+    target = out or folder / "completeness"
+    check_folder(target)
     results = read_results(folder)
     files = truth_files(truth or [])
     recovery = recover(results, files, radius)
@@ -294,7 +317,6 @@ def completeness(
         notes.append(f"{left_out} of {len(results)} images have no truth table, and are left out")
     _warn_of(*notes)
     report = measure(recovery, np.random.default_rng(settings.seed))
-    target = out or folder / "completeness"
     provenance: list[tuple[str, Any]] = [
         ("results", str(folder)),
         ("match radius", f"{radius:g} arcsec"),

@@ -70,6 +70,13 @@ def simulate(
             "--on-galaxies", min=0, max=1, help="Share of the transients on galaxies, by their light."
         ),
     ] = 0.5,
+    second_epoch: Annotated[
+        bool,
+        typer.Option(
+            "--second-epoch",
+            help="Put the sources into another exposure, simulated from the image, which then is its reference.",
+        ),
+    ] = False,
     telescope: TelescopeOption = None,
     mask: MaskOption = None,
     seed: Annotated[
@@ -100,7 +107,7 @@ def simulate(
     values: dict[str, Any] = {
         "mag_range": magrange, "kinds": kinds and tuple(filter(None, kinds.split(","))), "zero_point": zero_point,
         "gain": gain, "saturation": saturation, "fwhm_pix": fwhm, "telescope": telescope, "mask": mask and str(mask),
-        "catalogue": catalogue,
+        "catalogue": catalogue, "another_epoch": second_epoch or None,
     }  # fmt: skip
     given = {name: value for name, value in values.items() if value is not None}
     options = SimulateOptions(number=number, on_galaxies=on_galaxies, seed=settings.seed, **given)
@@ -119,11 +126,12 @@ def simulate(
 
 def _report(done: Sequence[Simulated], complaints: Sequence[str], out: Path) -> None:
     """Say what was made, and end with the exit status for some or for all failed."""
+    from tapetum.pipelines.steps import told
     from tapetum.simulate.truth import TRUTH_NAME
 
     for result in done:
         for note in result.notes:
-            warn(f"{result.source}: {note}")
+            warn(told(result.source, note))
     failed = [*complaints, *(result.problem for result in done if result.problem)]
     good = [result for result in done if result.problem is None]
     if good:

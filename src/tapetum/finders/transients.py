@@ -45,6 +45,7 @@ class CandidateFlag(IntFlag):
     KNOWN = 1 << 15  # at the place of a known object
     RESIDUAL = 1 << 16  # no more than a bright star leaves behind
     REPEATED = 1 << 17  # found a second time where two reference cells overlap
+    SATURATED = 1 << 18  # itself saturated, and new: its flux is a lower limit
 
 
 def flag_names() -> dict[int, str]:

@@ -11,8 +11,13 @@ import math
 import numpy as np
 from numba import njit
 
+from tapetum.images._psf_kernels import _combine, _solve, _terms, _weights
+
 SEGMENT_COLUMNS = 9  # n_low, n_over, sum of weights, of w dx, w dy, w dx2, w dxdy, w dy2, of data
-POINT_COLUMNS = 11
+POINT_COLUMNS = 9
+FIT_TURNS = 12  # steps of the fit of a position
+WINDOWS = 4  # pixels are cut anew when the position has come to lie in another one
+FARTHEST = 1.6  # a position may leave the peak it began at [pixel]
 LEAST_WINDOW = 0.4  # added to the variance of a window for moments [pixel^2]
 FAR_OUT = 30.0  # such a window is followed down to exp(-FAR_OUT / 2)
 TRAIL_PARAMETERS = 6  # x, y, length, angle, flux, sigma
@@ -232,108 +237,249 @@ def segment_sums(values, weighted, weight, pad, order, labels, parent, peaks, th
 
 
 @njit(cache=True, nogil=True)
-def _solve(matrix, right):
-    """Solve a small system in place by Gauss elimination with pivots; the answer is in `right`, False if singular."""
-    n = right.size
-    for k in range(n):
-        pivot = k
-        for i in range(k + 1, n):
-            if abs(matrix[i, k]) > abs(matrix[pivot, k]):
-                pivot = i
-        if not abs(matrix[pivot, k]) > 1e-300:
-            return False
-        for j in range(n):
-            matrix[k, j], matrix[pivot, j] = matrix[pivot, j], matrix[k, j]
-        right[k], right[pivot] = right[pivot], right[k]
-        for i in range(k + 1, n):
-            factor = matrix[i, k] / matrix[k, k]
-            for j in range(k, n):
-                matrix[i, j] -= factor * matrix[k, j]
-            right[i] -= factor * right[k]
-    for k in range(n - 1, -1, -1):
-        for j in range(k + 1, n):
-            right[k] -= matrix[k, j] * right[j]
-        right[k] /= matrix[k, k]
-    return True
+def _place_star(grid, over, reach_psf, dx, dy, half, slopes, value, slope_x, slope_y):
+    """A star of unit flux dx, dy from the middle of a window, and what it changes by per pixel of its own move."""
+    middle = grid.shape[0] // 2
+    wx, wy, dwx, dwy = np.empty(4), np.empty(4), np.empty(4), np.empty(4)
+    qx, qy = middle - dx * over, middle - dy * over
+    first_x, first_y = math.floor(qx), math.floor(qy)
+    _weights(qx - first_x, wx, dwx)
+    _weights(qy - first_y, wy, dwy)
+    for j in range(-half, half + 1):
+        for i in range(-half, half + 1):
+            p, px, py = 0.0, 0.0, 0.0
+            if abs(i - dx) < reach_psf + 1 and abs(j - dy) < reach_psf + 1:
+                at_x, at_y = first_x + i * over - 1, first_y + j * over - 1
+                for k in range(4):
+                    across, along = 0.0, 0.0
+                    for m in range(4):
+                        node = grid[at_y + k, at_x + m]
+                        across += wx[m] * node
+                        if slopes:
+                            along += dwx[m] * node
+                    p += wy[k] * across
+                    px += wy[k] * along
+                    py += dwy[k] * across
+            value[j + half, i + half] = p
+            if slopes:
+                slope_x[j + half, i + half] = -over * px
+                slope_y[j + half, i + half] = -over * py
 
 
 @njit(cache=True, nogil=True)
-def fit_points(weighted, weight, pad, stamps, column, row, sign, radius, out):
-    """Fit a star of free flux around each position and say how well it fits.
+def _cut_window(weighted, weight, pad, column, row, half, data, w):
+    """Pixels around one, and their weights: zero where they cannot be used."""
+    for j in range(-half, half + 1):
+        for i in range(-half, half + 1):
+            y, x = row + j + pad, column + i + pad
+            here = np.float32(0)
+            if 0 <= y < weight.shape[0] and 0 <= x < weight.shape[1]:
+                here = weight[y, x]
+            w[j + half, i + half] = here
+            data[j + half, i + half] = float(weighted[y, x]) / here if here > 0 else 0.0
 
-    Columns of `out`: flux, sum(P^2/V), step in x, step in y, chi2 per degree of freedom, brightest pixel of the
-    3x3 around the centre, what the fit says of that pixel, its noise, fraction of sum(P^2) on unusable pixels,
-    fraction of pixels 2 sigma on the other side of zero, number of pixels.
+
+@njit(cache=True, nogil=True)
+def _without_neighbours(data, column, row, half, near, x, y, flux, grid, over, reach_psf, value):
+    """Take the stars `near` (their numbers) out of a window."""
+    far = half + reach_psf + 1
+    for m in near:
+        dx, dy = x[m] - column, y[m] - row
+        if flux[m] != 0 and abs(dx) < far and abs(dy) < far:
+            _place_star(grid, over, reach_psf, dx, dy, half, False, value, value, value)
+            for j in range(2 * half + 1):
+                for i in range(2 * half + 1):
+                    data[j, i] -= flux[m] * value[j, i]
+
+
+@njit(cache=True, nogil=True)
+def _explained(data, w, value, slope_x, slope_y, reach, sign, sums):
+    """Chi-square that a star of the best flux takes away within `reach`; with the sums for the next step.
+
+    `sums`: of w p d, w p p, w p px, w p py, w px px, w px py, w py py, w px r, w py r, with r what the star leaves.
     """
-    side = stamps.shape[1]
-    half = side // 2
-    normal = np.empty((3, 3))
-    right = np.empty(3)
-    for n in range(stamps.shape[0]):
-        stamp = stamps[n]
-        top, bottom, total, lost, negative, used = 0.0, 0.0, 0.0, 0.0, 0, 0
-        normal[:] = 0
-        right[:] = 0
-        reach = min(int(radius[n]), half)
-        for j in range(-half, half + 1):
-            y = row[n] + j + pad
-            for i in range(-half, half + 1):
-                x = column[n] + i + pad
-                p = float(stamp[half + j, half + i])
-                total += p * p
-                inside = 0 <= y < weight.shape[0] and 0 <= x < weight.shape[1]
-                w = float(weight[y, x]) if inside else 0.0
-                if w == 0:
-                    lost += p * p
+    half = value.shape[0] // 2
+    top, bottom = 0.0, 0.0
+    for j in range(-reach, reach + 1):
+        for i in range(-reach, reach + 1):
+            if i * i + j * j <= reach * reach:
+                p, here = value[half + j, half + i], w[half + j, half + i]
+                top += here * p * data[half + j, half + i]
+                bottom += here * p * p
+    sums[:] = 0
+    if bottom <= 0 or top * sign <= 0:
+        return 0.0
+    flux = top / bottom
+    sums[0], sums[1] = top, bottom
+    for j in range(-reach, reach + 1):
+        for i in range(-reach, reach + 1):
+            if i * i + j * j <= reach * reach:
+                p, here = value[half + j, half + i], w[half + j, half + i]
+                px, py = slope_x[half + j, half + i], slope_y[half + j, half + i]
+                left = data[half + j, half + i] - flux * p
+                sums[2] += here * p * px
+                sums[3] += here * p * py
+                sums[4] += here * px * px
+                sums[5] += here * px * py
+                sums[6] += here * py * py
+                sums[7] += here * px * left
+                sums[8] += here * py * left
+    return top * top / bottom
+
+
+@njit(cache=True, nogil=True)
+def _settle(data, w, dx, dy, sign, reach, grid, over, reach_psf, value, slope_x, slope_y, sums):
+    """Least squares of the position in a window, from dx, dy off its middle, by damped Gauss-Newton steps.
+
+    The flux is solved for at every position, so that there are two unknowns; a step that explains less is taken
+    back and tried again, shorter. The position stays within a pixel of the middle.
+    """
+    half = value.shape[0] // 2
+    _place_star(grid, over, reach_psf, dx, dy, half, True, value, slope_x, slope_y)
+    gain = _explained(data, w, value, slope_x, slope_y, reach, sign, sums)
+    now = sums.copy()
+    damping = 1e-3
+    for _ in range(FIT_TURNS):
+        if gain <= 0:
+            break
+        flux = now[0] / now[1]
+        xx = (now[4] - now[2] * now[2] / now[1]) * (1 + damping)
+        yy = (now[6] - now[3] * now[3] / now[1]) * (1 + damping)
+        xy = now[5] - now[2] * now[3] / now[1]
+        whole = xx * yy - xy * xy
+        if not whole > 1e-9 * xx * yy:
+            break
+        step_x = (yy * now[7] - xy * now[8]) / (whole * flux)
+        step_y = (xx * now[8] - xy * now[7]) / (whole * flux)
+        new_x = min(max(dx + min(max(step_x, -0.5), 0.5), -1.0), 1.0)
+        new_y = min(max(dy + min(max(step_y, -0.5), 0.5), -1.0), 1.0)
+        moved = abs(new_x - dx) + abs(new_y - dy)
+        _place_star(grid, over, reach_psf, new_x, new_y, half, True, value, slope_x, slope_y)
+        better = _explained(data, w, value, slope_x, slope_y, reach, sign, sums)
+        if better >= gain:
+            dx, dy, gain = new_x, new_y, better
+            now[:] = sums
+            damping = max(damping * 0.1, 1e-6)
+        else:
+            damping = damping * 10 if damping > 0.1 else 0.5
+        if moved < 1e-3:
+            break
+    return dx, dy
+
+
+@njit(cache=True, nogil=True)
+def _judge_point(data, w, value, sign, reach, out):
+    """Fill the columns of `fit_points` for a star at rest."""
+    half = value.shape[0] // 2
+    top, bottom, total, lost = 0.0, 0.0, 0.0, 0.0
+    for j in range(2 * half + 1):
+        for i in range(2 * half + 1):
+            p, here = value[j, i], w[j, i]
+            total += p * p
+            lost += p * p if here == 0 else 0.0
+            top += here * p * data[j, i]
+            bottom += here * p * p
+    flux = top / bottom if bottom > 0 else 0.0
+    chi2, brightest, expected, sigma, negative, used = 0.0, 0.0, 0.0, 0.0, 0, 0
+    for j in range(-reach, reach + 1):
+        for i in range(-reach, reach + 1):
+            here = w[half + j, half + i]
+            if here == 0 or i * i + j * j > reach * reach:
+                continue
+            one, model = data[half + j, half + i], flux * value[half + j, half + i]
+            used += 1
+            negative += sign * one * math.sqrt(here) < -2
+            chi2 += here * (one - model) ** 2
+            if abs(j) <= 1 and abs(i) <= 1 and (sigma == 0 or sign * one > brightest):
+                brightest, expected, sigma = sign * one, sign * model, 1 / math.sqrt(here)
+    out[0], out[1] = flux, bottom
+    out[2] = chi2 / max(used - 3, 1)
+    out[3], out[4], out[5] = brightest, expected, sigma
+    out[6] = lost / total if total > 0 else 1.0
+    out[7] = negative / used if used > 0 else 0.0
+    out[8] = used
+
+
+@njit(cache=True, nogil=True)
+def fit_points(
+    weighted, weight, pad, coefficients, order, over, reach_psf, n_x, n_y,
+    factor, half, reach, moving, todo, first, near, sign, home_x, home_y, x, y, flux, fitted, out,
+):  # fmt: skip
+    """Fit a star of free flux, and when `moving` of free position, at each place, and say how well it fits.
+
+    The PSF is that of `tapetum.images.psf.PsfModel`: splines with `over` nodes per pixel, in stamps of `reach_psf`
+    pixels on each side, on a frame of n_x by n_y; on a plane binned by `factor` a pixel holds that many times the
+    PSF's. Positions count within `reach` of a centre pixel, fluxes within the window of `half`. `todo` are the places
+    to work on, in turn; the stars ``near[first[n]:first[n + 1]]`` are taken out of the pixels of the n-th as they are
+    known by then. `x`, `y`, `flux` and `fitted` are changed in place; a star that leaves home by more than
+    `FARTHEST` is sent back.
+
+    Columns of `out`: flux, sum(P^2/V), chi2 per degree of freedom, brightest pixel of the 3x3 around the centre, what
+    the fit says of that pixel, its noise, fraction of sum(P^2) on unusable pixels, fraction of pixels 2 sigma on the
+    other side of zero, number of pixels.
+    """
+    side = coefficients.shape[1]
+    size = 2 * half + 1
+    grid, terms, sums = np.empty((side, side)), np.zeros(6), np.empty(9)
+    data, w, value = np.empty((size, size)), np.empty((size, size)), np.empty((size, size))
+    slope_x, slope_y = np.empty((size, size)), np.empty((size, size))
+    for n in todo:
+        _terms((x[n] + 0.5) * factor - 0.5, (y[n] + 0.5) * factor - 0.5, n_x, n_y, order, terms)
+        _combine(coefficients, terms, grid)
+        others = near[first[n] : first[n + 1]]
+        at_rest = not moving
+        for turn in range(WINDOWS):
+            column, row = math.floor(x[n] + 0.5), math.floor(y[n] + 0.5)
+            _cut_window(weighted, weight, pad, column, row, half, data, w)
+            _without_neighbours(data, column, row, half, others, x, y, flux, grid, over, reach_psf, value)
+            if at_rest or turn == WINDOWS - 1:
+                break
+            dx, dy = _settle(
+                data, w, x[n] - column, y[n] - row, sign[n], reach, grid, over, reach_psf,
+                value, slope_x, slope_y, sums,
+            )  # fmt: skip
+            x[n], y[n] = column + dx, row + dy
+            at_rest = math.floor(x[n] + 0.5) == column and math.floor(y[n] + 0.5) == row
+            if math.hypot(x[n] - home_x[n], y[n] - home_y[n]) > FARTHEST:
+                x[n], y[n], fitted[n], at_rest = home_x[n], home_y[n], False, True
+        _place_star(grid, over, reach_psf, x[n] - column, y[n] - row, half, False, value, slope_x, slope_y)
+        _judge_point(data, w, value, sign[n], reach, out[n])
+        flux[n] = out[n, 0]
+
+
+@njit(cache=True, nogil=True)
+def light_in_rings(
+    weighted, weight, pad, coefficients, order, over, reach_psf, n_x, n_y,
+    todo, first, near, x, y, flux, light, variance, good, whole,
+):  # fmt: skip
+    """Sums in rings one pixel wide around each place, the stars near it taken out.
+
+    `light`, `variance`, `good` and `whole`, all of shape (len(todo), rings), become the sums of the data, of their
+    variance, the number of usable pixels and that of all pixels whose distance rounds to the ring's number.
+    """
+    side = coefficients.shape[1]
+    half = light.shape[1] - 1
+    size = 2 * half + 1
+    grid, terms = np.empty((side, side)), np.zeros(6)
+    data, w, value = np.empty((size, size)), np.empty((size, size)), np.empty((size, size))
+    for k in range(todo.size):
+        n = todo[k]
+        _terms(x[n], y[n], n_x, n_y, order, terms)
+        _combine(coefficients, terms, grid)
+        column, row = math.floor(x[n] + 0.5), math.floor(y[n] + 0.5)
+        _cut_window(weighted, weight, pad, column, row, half, data, w)
+        others = near[first[n] : first[n + 1]]
+        _without_neighbours(data, column, row, half, others, x, y, flux, grid, over, reach_psf, value)
+        for j in range(size):
+            for i in range(size):
+                ring = int(math.hypot(column + i - half - x[n], row + j - half - y[n]) + 0.5)
+                if ring > half:
                     continue
-                wd = float(weighted[y, x])
-                top += p * wd
-                bottom += p * p * w
-                if j * j + i * i > reach * reach:
-                    continue
-                used += 1
-                negative += sign[n] * wd < -2 * math.sqrt(w)
-                px, py = 0.0, 0.0
-                if abs(i) < half and abs(j) < half:
-                    px = 0.5 * (float(stamp[half + j, half + i - 1]) - float(stamp[half + j, half + i + 1]))
-                    py = 0.5 * (float(stamp[half + j - 1, half + i]) - float(stamp[half + j + 1, half + i]))
-                normal[0, 0] += w * p * p
-                normal[0, 1] += w * p * px
-                normal[0, 2] += w * p * py
-                normal[1, 1] += w * px * px
-                normal[1, 2] += w * px * py
-                normal[2, 2] += w * py * py
-                right[0] += p * wd
-                right[1] += px * wd
-                right[2] += py * wd
-        normal[1, 0], normal[2, 0], normal[2, 1] = normal[0, 1], normal[0, 2], normal[1, 2]
-        flux = top / bottom if bottom > 0 else 0.0
-        good = used >= 6 and _solve(normal, right) and right[0] * sign[n] > 0
-        out[n, 0] = flux
-        out[n, 1] = bottom
-        out[n, 2] = right[1] / right[0] if good else 0.0
-        out[n, 3] = right[2] / right[0] if good else 0.0
-        chi2, brightest, expected, sigma = 0.0, 0.0, 0.0, 0.0
-        for j in range(-reach, reach + 1):
-            for i in range(-reach, reach + 1):
-                y, x = row[n] + j + pad, column[n] + i + pad
-                if j * j + i * i > reach * reach or not (
-                    0 <= y < weight.shape[0] and 0 <= x < weight.shape[1]
-                ):
-                    continue
-                w = float(weight[y, x])
-                if w == 0:
-                    continue
-                value = float(weighted[y, x]) / w
-                model = flux * float(stamp[half + j, half + i])
-                chi2 += w * (value - model) ** 2
-                if abs(j) <= 1 and abs(i) <= 1 and (sigma == 0 or sign[n] * value > brightest):
-                    brightest, expected, sigma = sign[n] * value, sign[n] * model, 1 / math.sqrt(w)
-        out[n, 4] = chi2 / max(used - 3, 1)
-        out[n, 5], out[n, 6], out[n, 7] = brightest, expected, sigma
-        out[n, 8] = lost / total if total > 0 else 1.0
-        out[n, 9] = negative / used if used > 0 else 0.0
-        out[n, 10] = used
+                whole[k, ring] += 1
+                if w[j, i] > 0:
+                    good[k, ring] += 1
+                    light[k, ring] += data[j, i]
+                    variance[k, ring] += 1 / w[j, i]
 
 
 @njit(cache=True, nogil=True)
@@ -548,7 +694,7 @@ def fit_trail(pixels, parameters, sigma_low, sigma_high, n_iterations):  # noqa:
             for a in range(TRAIL_PARAMETERS):
                 damped[a, a] += damping * normal[a, a] + 1e-30
             step[:] = right
-            if _solve(damped, step):
+            if _solve(damped, step, TRAIL_PARAMETERS):
                 trial[:] = parameters + step
                 trial[2] = max(trial[2], 0.2)
                 trial[5] = min(max(trial[5], sigma_low), sigma_high)

@@ -114,14 +114,15 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def expand_sources(
     sources: Sequence[str | Path],
     *,
+    product: str = FRAME_PRODUCT,
     rejected: Callable[[str], None] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> list[str]:
     """Every image that is meant, each once, in the order given; within a folder in natural order.
 
     Folders are searched with their subfolders for names that end in ``.fits``, ``.fit``, ``.fts``, also with
-    ``.fz`` or ``.gz``; hidden files, unfinished ones (``.part``), what Tapetum made itself except simulated
-    frames, and mask images that lie beside their image are left out. A ``.list`` file has one image per line; ``#``
+    ``.fz`` or ``.gz``; hidden files, unfinished ones (``.part``), what Tapetum made itself except what is asked for
+    (`product`), and masks that lie beside their image are left out. A ``.list`` file has one image per line; ``#``
     begins a comment; relative names are looked for beside the list first, then where the program runs. Names need not
     exist.
 
@@ -129,6 +130,9 @@ def expand_sources(
     ----------
     sources
         Files, ``file[ext]``, folders, lists.
+    product
+        Which of the images that Tapetum made itself are taken from folders: ``frame`` (simulated ones) or
+        ``difference``.
     rejected
         Called with what is wrong with a list or folder, which is then passed over; None raises instead.
 
@@ -140,7 +144,7 @@ def expand_sources(
     found: dict[str, None] = {}
     for source in sources:
         try:
-            for name in _expand(os.fspath(source), limits):
+            for name in _expand(os.fspath(source), product, limits):
                 found[name] = None
         except InputError as problem:
             if rejected is None:
@@ -149,13 +153,13 @@ def expand_sources(
     return list(found)
 
 
-def _expand(source: str, limits: Limits) -> list[str]:
+def _expand(source: str, product: str, limits: Limits) -> list[str]:
     if source.lower().endswith(LIST_SUFFIX):
-        return _from_list(Path(source), limits)
-    return _from_folder(Path(source)) if os.path.isdir(source) else [source]  # noqa: PTH112
+        return _from_list(Path(source), product, limits)
+    return _from_folder(Path(source), product) if os.path.isdir(source) else [source]  # noqa: PTH112
 
 
-def _from_list(path: Path, limits: Limits) -> list[str]:
+def _from_list(path: Path, product: str, limits: Limits) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -173,11 +177,11 @@ def _from_list(path: Path, limits: Limits) -> list[str]:
             raise InputError(f"{path}: {entry}: a list within a list; name it on its own")
         beside = path.parent / entry
         name = os.fspath(beside if parse_source(beside).path.exists() else entry)
-        found += _from_folder(Path(name)) if os.path.isdir(name) else [name]  # noqa: PTH112
+        found += _from_folder(Path(name), product) if os.path.isdir(name) else [name]  # noqa: PTH112
     return found
 
 
-def _from_folder(folder: Path) -> list[str]:
+def _from_folder(folder: Path, product: str) -> list[str]:
     by_folder: dict[Path, list[Path]] = {}
     for path in _images_below(folder, set()):
         by_folder.setdefault(path.parent, []).append(path)
@@ -185,7 +189,7 @@ def _from_folder(folder: Path) -> list[str]:
     for paths in by_folder.values():
         masks = masks_among([path.name for path in paths])
         kept += [path for path in paths if path.name not in masks]
-    wanted = [path for path in kept if not _is_ours(path)]
+    wanted = [path for path in kept if _made_as(path) in ("", product)]
     if not wanted:
         ours = f"; {len(kept)} that Tapetum made itself are only taken when named" if kept else ""
         raise InputError(f"{folder}: no FITS image in this folder{ours}")
@@ -209,14 +213,14 @@ def _images_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             yield from _images_below(entry, seen)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether Tapetum made the file, as a product that is no input for the same work."""
+def _made_as(path: Path) -> str:
+    """As which product Tapetum made the file; empty for a file of somebody else."""
     try:
         with path.open("rb") as handle:
             head = handle.read(HEAD_BYTES)
         if head.startswith(GZIP_MAGIC):
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
     except (OSError, zlib.error):
-        return False  # reading it will say why
+        return ""  # reading it will say why
     found = re.search(rb"%-8s= '([^']*)'" % PRODUCT_KEY.encode(), head)
-    return found is not None and found.group(1).strip().decode() != FRAME_PRODUCT
+    return "" if found is None else found.group(1).strip().decode("ascii", "replace")

@@ -10,6 +10,7 @@ import numpy as np
 
 from tapetum.images._fits_parts import READ_ERRORS
 from tapetum.images._fits_pixels import listening
+from tapetum.images.celestial import is_celestial, native_of_pixels, system_problem
 
 LIKELY_SCALE = (1e-5, 3600.0)  # of a pixel [arcsec]
 MOST_AXES = 4
@@ -36,13 +37,19 @@ def read_wcs(header: Any, notes: list[str]) -> Any:
             if not wcs.has_celestial:
                 return None
             wcs = wcs if wcs.naxis == 2 else wcs.celestial
-            usable = wcs.naxis == 2 and math.isfinite(_central_scale(wcs, header))
+            known = is_celestial(wcs)
+            usable = known and math.isfinite(_central_scale(wcs, header))
     except READ_ERRORS as problem:
         notes.append(f"its WCS cannot be used: {' '.join(str(problem).split())[:200]}")
+        return None
+    if not known:
+        notes.append(f"its WCS cannot be used: {wcs.wcs.lngtyp} is neither equatorial nor galactic")
         return None
     if not usable:
         notes.append("its WCS cannot be used: it does not map the middle of the image to the sky")
         return None
+    doubt = system_problem(wcs)
+    notes += [doubt] if doubt else []
     return wcs
 
 
@@ -87,7 +94,7 @@ def pixel_scale(wcs: Any, shape: tuple[int, int]) -> float:
     """
     y, x = (shape[0] - 1) / 2, (shape[1] - 1) / 2
     steps_x, steps_y = np.array([0.5, -0.5, 0.0, 0.0]), np.array([0.0, 0.0, 0.5, -0.5])
-    lon, lat = (np.radians(axis) for axis in wcs.all_pix2world(x + steps_x, y + steps_y, 0))
+    lon, lat = (np.radians(axis) for axis in native_of_pixels(wcs, x + steps_x, y + steps_y))
     points = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
     along_x, along_y = points[:, 0] - points[:, 1], points[:, 2] - points[:, 3]
     return float(np.degrees(np.sqrt(np.linalg.norm(np.cross(along_x, along_y)))) * 3600)

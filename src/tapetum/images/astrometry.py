@@ -9,6 +9,7 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.core.robust import MAD_TO_SIGMA
+from tapetum.images.celestial import native_of_sky, sky_of_pixels
 from tapetum.sky.match import match_sky, unit_vectors
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def check_astrometry(
     InputError
         Fewer than 3 pairs, or no offset stands out from chance pairs; the message says how many there were.
     """
-    sky = np.asarray(wcs.all_pix2world(np.column_stack([np.asarray(x, float), np.asarray(y, float)]), 0))
+    sky = np.column_stack(sky_of_pixels(wcs, x, y))
     cat_ra, cat_dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
     n_in_frame = _in_frame(sky, cat_ra, cat_dec, radius_arcsec)
     i1, i2, _ = match_sky(sky[:, 0], sky[:, 1], cat_ra, cat_dec, radius_arcsec)
@@ -251,7 +252,7 @@ def _forget_crota(wcs: Any) -> None:
 def _solve(wcs: Any, at: Array, ra: Array, dec: Array, model: Order) -> tuple[Array, Array]:
     """Matrix and shift that take undistorted pixels of stars to where the catalogue wants them, robustly."""
     have = np.asarray(wcs.pix2foc(at, 0))
-    want = np.asarray(wcs.wcs_world2pix(np.column_stack([ra, dec]), 0))
+    want = np.asarray(wcs.wcs_world2pix(_in_order(wcs, np.column_stack(native_of_sky(wcs, ra, dec))), 0))
     origin = np.asarray(wcs.wcs.crpix) - 1
     u, v = have - origin, want - origin
     weight = np.ones(len(u), bool)
@@ -286,14 +287,19 @@ def _apply(wcs: Any, matrix: Array, shift: Array) -> None:
     """Fold a correction of undistorted pixels, relative to CRPIX, into CRVAL and the linear matrix."""
     origin = np.asarray(wcs.wcs.crpix) - 1
     # distortion terms may have a constant: CRPIX need not lie at CRVAL, only the way between two points counts
-    here, there = np.asarray(wcs.wcs_pix2world(np.stack([origin, origin + shift]), 0))
-    crval = _carried(np.asarray(wcs.wcs.crval), here, there)
+    here, there = _in_order(wcs, np.asarray(wcs.wcs_pix2world(np.stack([origin, origin + shift]), 0)))
+    crval = _in_order(wcs, _carried(_in_order(wcs, np.asarray(wcs.wcs.crval)), here, there))
     if wcs.wcs.has_cd():
         wcs.wcs.cd = wcs.wcs.cd @ matrix
     else:
         wcs.wcs.pc = wcs.wcs.get_pc() @ matrix
     wcs.wcs.crval = crval
     wcs.wcs.set()
+
+
+def _in_order(wcs: Any, points: Array) -> Array:
+    """Longitude and latitude in the order of the axes of a WCS, or back; shape (..., 2)."""
+    return points if wcs.wcs.lng == 0 else points[..., ::-1]
 
 
 def _carried(point: Array, start: Array, end: Array) -> Array:
@@ -314,7 +320,7 @@ def _refuse_absurd(
     rotation = float(np.rad2deg(np.arctan2(change[1, 0] - change[0, 1], change[0, 0] + change[1, 1])))
     stretch = float(np.abs(np.linalg.svd(change)[1] - 1).max())
     middle = (np.asarray(old.wcs.crpix) - 1)[None]
-    here, there = np.asarray(old.wcs_pix2world(middle, 0)), np.asarray(new.wcs_pix2world(middle, 0))
+    here, there = (_in_order(wcs, np.asarray(wcs.wcs_pix2world(middle, 0))) for wcs in (old, new))
     east, north = _offsets(here, there[:, 0], there[:, 1])
     shift = float(np.hypot(east[0], north[0]))
     if shift > max_shift_arcsec or abs(rotation) > max_rotation_deg or stretch > max_scale:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Mesh = NDArray[np.float64]
 
+STEEP = 0.25  # rms of the slope within a box, in units of its noise: that of a box is then 3 % too high
 ENOUGH = 0.3  # part of a box that must be good pixels; other boxes take the level of their neighbours
 
 
@@ -49,7 +50,8 @@ def estimate_background(
     """Smooth maps of sky level and noise.
 
     Each box gives the mode of its clipped histogram (2.5 median - 1.5 mean, or the median in crowded boxes: Da Costa
-    1992; Bertin & Arnouts 1996, section 4.1) and the clipped standard deviation. Boxes with too few good pixels, or
+    1992; Bertin & Arnouts 1996, section 4.1) and the clipped standard deviation, where the sky is steep that about the
+    map of the level. Boxes with too few good pixels, or
     whose noise stands far above that of the frame because a galaxy fills them, take the values of their neighbours;
     then a median filter, and a cubic spline through the centres of the boxes.
 
@@ -82,30 +84,58 @@ def estimate_background(
     if mask is not None and mask.shape != data.shape:
         raise InputError(f"background: image {data.shape} and mask {mask.shape} must have one shape")
     edges_y, edges_x = _edges(data.shape[0], box), _edges(data.shape[1], box)
-    level = np.empty((len(edges_y) - 1, len(edges_x) - 1))
-    noise, part = np.empty_like(level), np.empty_like(level)
-    bad = np.zeros((1, 1), np.uint8) if mask is None else np.ascontiguousarray(mask, np.uint8)
+    bad = None if mask is None else np.ascontiguousarray(mask, np.uint8)
     image = np.ascontiguousarray(data, np.float32)
-
-    def boxes(a: int, b: int) -> None:
-        top, end = edges_y[a], edges_y[b]
-        own = bad if mask is None else bad[top:end]
-        box_statistics(
-            image[top:end], own, edges_y[a : b + 1] - top, edges_x, level[a:b], noise[a:b], part[a:b]
-        )
-
-    over_rows(boxes, len(level), threads)
+    level, noise, part = _boxes(image, bad, edges_y, edges_x, threads)
     good = (part >= min(ENOUGH, 0.5 * float(part.max()))) & np.isfinite(level) & (noise > 0)
     if not good.any():
         raise InputError(
             "background: no part of the image has enough good pixels that differ from each other"
         )
-    good &= ~_filled(noise, good)
-    level, noise = _smooth(level, good, filter_size), _smooth(noise, good, filter_size)
+    usable, good = good, good & ~_filled(noise, good)
+    smooth = _smooth(level, good, filter_size)
+    sky = _spread(smooth, edges_y, edges_x, -np.inf, threads)
+    if _steep(smooth, noise, good):
+        # a slope within a box widens its histogram: the noise is that about the map
+        _, about, _ = _boxes(image - sky, bad, edges_y, edges_x, threads)
+        if (usable & (about > 0)).any():
+            noise, good = about, usable & (about > 0)
+            good &= ~_filled(noise, good)
+    noise = _smooth(noise, good, filter_size)
     return Background(
-        _spread(level, edges_y, edges_x, -np.inf, threads),
+        sky,
         _spread(noise, edges_y, edges_x, float(noise.min()) / 2, threads),
     )
+
+
+def _boxes(
+    image: Image,
+    bad: MaskPlane | None,
+    edges_y: NDArray[np.int64],
+    edges_x: NDArray[np.int64],
+    threads: int,
+) -> tuple[Mesh, Mesh, Mesh]:
+    """Level, noise, and part of good pixels of every box."""
+    level = np.empty((len(edges_y) - 1, len(edges_x) - 1))
+    noise, part = np.empty_like(level), np.empty_like(level)
+    none = np.zeros((1, 1), np.uint8)
+
+    def work(a: int, b: int) -> None:
+        top, end = edges_y[a], edges_y[b]
+        own = none if bad is None else bad[top:end]
+        box_statistics(
+            image[top:end], own, edges_y[a : b + 1] - top, edges_x, level[a:b], noise[a:b], part[a:b]
+        )
+
+    over_rows(work, len(level), threads)
+    return level, noise, part
+
+
+def _steep(level: Mesh, noise: Mesh, good: NDArray[np.bool_]) -> bool:
+    """Whether the sky changes so much within a tenth of the boxes that it adds to their noise."""
+    across = sum(np.square(np.gradient(level, axis=axis)) for axis in (0, 1) if level.shape[axis] > 1)
+    share = np.sqrt(across / 12) / np.where(good, noise, np.inf)  # rms of a ramp that rises by one: 12^-1/2
+    return bool(np.mean(share[good] > STEEP) > 0.1)
 
 
 def _edges(n: int, box: int) -> NDArray[np.int64]:

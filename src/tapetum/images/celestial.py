@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ROUND_TRIP_PIX = 1e-5  # a position that does not come back to itself is no position
 CONE_MARGIN_DEG = 0.01  # for a WCS that is a little off
 PLACED = ("RA", "GLON")  # longitudes that have a place in ICRS without a time and an observer
+EQUINOXES = (1800.0, 2200.0)  # others are no equinoxes but mistakes
+FIRST_FK5 = 1984.0  # equinox; earlier ones are of FK4 (FITS standard 4.0, section 8.3)
 SYSTEMS = ("", "ICRS", "FK5", "FK4", "FK4-NO-E")  # of equatorial coordinates
 
 
@@ -39,11 +41,15 @@ def require_celestial(wcs: Any) -> None:
 
 
 def system_problem(wcs: Any) -> str | None:
-    """What is wrong with the RADESYS of an equatorial WCS, which is then taken as ICRS; None when nothing is."""
-    name = wcs.wcs.radesys.strip().upper()
-    if wcs.wcs.lngtyp != "RA" or name in SYSTEMS:
+    """What a header says of its equatorial system that cannot be, so that it is taken as ICRS; None when all can."""
+    if wcs.wcs.lngtyp != "RA":
         return None
-    return f"its RADESYS {name} is not known: taken as ICRS"
+    name, equinox = wcs.wcs.radesys.strip().upper(), wcs.wcs.equinox
+    if name not in SYSTEMS:
+        return f"its RADESYS {name} is not known: taken as ICRS"
+    if name != "ICRS" and (equinox < EQUINOXES[0] or equinox > EQUINOXES[1]):  # NaN where nothing is said
+        return f"its EQUINOX {equinox:g} is not of this time: taken as ICRS"
+    return None
 
 
 def sky_of_pixels(wcs: Any, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
@@ -183,13 +189,20 @@ def _system(wcs: Any) -> Any:
     """The coordinate frame of a celestial WCS; None is ICRS, told without asking astropy."""
     name, equinox = wcs.wcs.radesys.strip().upper(), wcs.wcs.equinox
     if wcs.wcs.lngtyp == "RA":
-        if name == "ICRS" or name not in SYSTEMS:
+        if name == "ICRS" or system_problem(wcs):
             return None
-        if name in ("", "FK5") and not abs(equinox - 2000.0) > 0:  # NaN where the header does not say
+        name = name or ("FK4" if equinox < FIRST_FK5 else "FK5")
+        if name == "FK5" and (np.isnan(equinox) or equinox == 2000.0):
             return None
-    from astropy.wcs.utils import wcs_to_celestial_frame
+    from astropy.coordinates import FK4, FK5, FK4NoETerms, Galactic
+    from astropy.time import Time
 
-    return wcs_to_celestial_frame(wcs)
+    if wcs.wcs.lngtyp == "GLON":
+        return Galactic()
+    if name == "FK5":
+        return FK5(equinox=Time(equinox, format="jyear"))
+    own = FK4 if name == "FK4" else FK4NoETerms
+    return own(equinox=Time(1950.0 if np.isnan(equinox) else equinox, format="byear"))
 
 
 def _turned(lon: Array, lat: Array, source: Any, target: Any) -> tuple[Array, Array]:
@@ -198,7 +211,7 @@ def _turned(lon: Array, lat: Array, source: Any, target: Any) -> tuple[Array, Ar
         return lon, lat
     from astropy.coordinates import ICRS, SkyCoord
 
-    source, target = source or ICRS(), target or ICRS()
+    source, target = (ICRS() if system is None else system for system in (source, target))
     if source.is_equivalent_frame(target):
         return lon, lat
     known = np.isfinite(lon) & np.isfinite(lat)

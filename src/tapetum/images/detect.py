@@ -35,7 +35,13 @@ __all__ = ["Detections", "Note", "Sources", "detect_difference", "extract_source
 
 LINK = 0.6  # pixels above this part of the threshold are linked
 MOSTLY_LOST = 0.6  # part of the PSF on unusable pixels beyond which nothing can be said
-TURNS = 6  # of the fit of a position
+ROUNDS = 3  # of the fits of neighbours, each to what the others leave
+BLEND_REACH = 4.0  # neighbours are those this close [FWHM]
+HALO_SNR = 10.0  # of a star from which on its surroundings are looked at
+HALO = 0.3  # part of its own light that a star has around it if it is extended
+FARTHEST_RING = 3.0  # of an extended source [widths of its filter]
+LARGEST_APERTURE = 80  # radius [pixel]
+PSF_ERROR = 0.05  # part of a star that its PSF may be wrong by, or as much as its own stars say
 
 
 class Note(IntFlag):
@@ -49,7 +55,9 @@ class Note(IntFlag):
     TRAIL = 32  # a line
     EXTENDED = 64  # a filter wider than the PSF sees it better
     BLENDED = 128  # it shares pixels above the limit with another detection
-    BAD_FIT = 256  # the PSF does not fit: chi2 far above what noise and 5 % of PSF error explain
+    BAD_FIT = (
+        256  # the PSF does not fit: chi2 far above what noise and the error of the PSF (5 % or more) explain
+    )
     NO_FIT = 512  # the fit of the position failed; it is that of the peak
 
 
@@ -62,8 +70,8 @@ class Detections:
     x, y
         0-based position; of a trail its middle [pixel].
     flux, flux_err
-        Of the PSF at that position; of a trail along the line; of an extended source under the filter that sees it
-        best. Negative for a hole [DN].
+        Of the PSF at that position, neighbours fitted with it; of a trail along the line; of an extended source in a
+        circle that ends where it sinks into the noise. Negative for a hole [DN].
     snr
         Significance of the matched filter, calibrated by its own scatter, >= 0; of a trail that of the whole line.
     sign
@@ -91,7 +99,7 @@ class Detections:
     edge_distance
         To the nearest edge of the image [pixel].
     scale
-        Width of the filter that sees it best, in units of the PSF: 1, 2 or 4.
+        Width of the filter that sees it best, in units of the PSF: 1, 2 or 4; also 2 where a star has a halo.
     flags
         Bits of `Note`.
     """
@@ -257,12 +265,18 @@ def _seen_wider(seeds: _Seeds, wide: SignificanceMap) -> _Seeds:
         for dx in (-1, 0, 1):
             near = wide.snr[np.clip(rows + dy, 0, n_y - 1), np.clip(columns + dx, 0, n_x - 1)]
             value = np.maximum(value, near * seeds.sign)
-    better = value > 1.15 * seeds.best + 1
+    better = _sees_more(value, seeds.best)
     return replace(
         seeds,
         best=np.where(better, value, seeds.best),
         scale=np.where(better, wide.factor, seeds.scale),
     )
+
+
+def _sees_more(wide: Floats, narrow: Floats) -> Flags:
+    """Whether a significance is clearly above that of a narrower filter."""
+    better: Flags = wide > 1.15 * narrow + 1
+    return better
 
 
 def _wide_seeds(
@@ -324,38 +338,93 @@ class _Fit:
     flux_err: Floats
     fitted: Flags
 
+    def __getitem__(self, index: Any) -> _Fit:
+        return _Fit(*(getattr(self, field.name)[index] for field in fields(self)))
 
-def _fit(significance: SignificanceMap, psf: PsfModel, field: PsfField, seeds: _Seeds, *, move: bool) -> _Fit:
-    """Fit stars as wide as the map's filter; the position steps by Gauss-Newton when it may `move`."""
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """Stars of the same sign around each star: ``near[first[n]:first[n + 1]]`` are the numbers of those of the n-th."""
+
+    first: Integers
+    near: Integers
+
+    @classmethod
+    def none(cls, n: int) -> _Neighbours:
+        return cls(np.zeros(n + 1, np.int64), np.zeros(0, np.int64))
+
+    @classmethod
+    def within(cls, reach: float, seeds: _Seeds) -> _Neighbours:
+        """Those found in the same map; positive and negative ones are no blend but a dipole."""
+        n = len(seeds.x)
+        if n < 2:
+            return cls.none(n)
+        pairs = _tree(seeds.x, seeds.y).query_pairs(reach, output_type="ndarray").astype(np.int64)
+        one, other = pairs.reshape(-1, 2).T
+        alike = (seeds.sign[one] == seeds.sign[other]) & (seeds.born[one] == seeds.born[other])
+        both = np.concatenate([pairs[alike], pairs[alike][:, ::-1]]).reshape(-1, 2)
+        both = both[np.lexsort([both[:, 1], both[:, 0]])]
+        return cls(np.searchsorted(both[:, 0], np.arange(n + 1)), np.ascontiguousarray(both[:, 1]))
+
+    @property
+    def has(self) -> Flags:
+        """Which stars have any."""
+        some: Flags = np.diff(self.first) > 0
+        return some
+
+
+def _fit(
+    significance: SignificanceMap,
+    psf: PsfModel,
+    field: PsfField,
+    seeds: _Seeds,
+    *,
+    move: bool,
+    neighbours: _Neighbours | None = None,
+) -> _Fit:
+    """Fit stars as wide as the map's filter; the position is free when it may `move`.
+
+    Neighbours are first what they are alone; then each star that has any is fitted again in turn, brightest first,
+    to what the others leave.
+    """
     factor, plane = significance.factor, significance.plane
-    start_x, start_y = (seeds.x + 0.5) / factor - 0.5, (seeds.y + 0.5) / factor - 0.5
-    x, y = start_x.copy(), start_y.copy()
-    radius = np.full(len(x), max(2, round(1.25 * field.typical_fwhm)), np.int64)
-    out = np.empty((len(x), kernels.POINT_COLUMNS))
-    fitted = np.full(len(x), move)
-    trim = psf.size // 2 - field.half
-    inner = slice(trim, psf.size - trim)
-    for turn in range(TURNS if move else 1):
-        column, row = np.floor(x + 0.5).astype(np.int64), np.floor(y + 0.5).astype(np.int64)
-        at_x, at_y = np.floor(x * factor) + (x - column), np.floor(y * factor) + (y - row)
-        stamps = np.ascontiguousarray(psf.stamps(at_x, at_y)[:, inner, inner])
+    home_x, home_y = (seeds.x + 0.5) / factor - 0.5, (seeds.y + 0.5) / factor - 0.5
+    x, y, flux = home_x.copy(), home_y.copy(), np.zeros(len(home_x))
+    reach = max(2, round(1.25 * field.typical_fwhm))
+    out, fitted = np.empty((len(x), kernels.POINT_COLUMNS)), np.full(len(x), move)
+
+    def fit(todo: Integers, known: _Neighbours) -> None:
+        n_y, n_x = psf.shape
         kernels.fit_points(
-            plane.weighted, plane.weight, plane.pad, stamps, column, row, seeds.sign, radius, out
-        )
-        if turn == TURNS - 1 or not move:
-            break
-        x, y = x + np.clip(out[:, 2], -0.6, 0.6), y + np.clip(out[:, 3], -0.6, 0.6)
-        lost = np.hypot(x - start_x, y - start_y) > 1.6
-        x[lost], y[lost], fitted[lost] = start_x[lost], start_y[lost], False
+            plane.weighted, plane.weight, plane.pad,
+            psf.coefficients, psf.order, psf.over, psf.half, n_x, n_y,
+            factor, max(field.half, reach), reach, move, todo, known.first, known.near,
+            seeds.sign, home_x, home_y, x, y, flux, fitted, out,
+        )  # fmt: skip
+
+    everyone = np.arange(len(x))
+    fit(everyone, _Neighbours.none(len(x)))
+    if neighbours is not None and neighbours.has.any():
+        brightest_first = np.argsort(-seeds.best, kind="stable")
+        again = brightest_first[neighbours.has[brightest_first]]
+        for _ in range(ROUNDS):
+            fit(again, neighbours)
     level, spread = significance.correction(x, y)
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = 1 / np.sqrt(out[:, 1])
-        flux = out[:, 0] - level * unit
-    return _Fit((x + 0.5) * factor - 0.5, (y + 0.5) * factor - 0.5, out, flux, spread * unit, fitted)
+        light = out[:, 0] - level * unit
+    return _Fit((x + 0.5) * factor - 0.5, (y + 0.5) * factor - 0.5, out, light, spread * unit, fitted)
 
 
-def _fits_of_born(maps: list[SignificanceMap], psf: PsfModel, field: PsfField, seeds: _Seeds) -> _Fit:
-    """Each seed fitted in the map where it was found."""
+def _fits_of_born(
+    maps: list[SignificanceMap],
+    psf: PsfModel,
+    field: PsfField,
+    seeds: _Seeds,
+    *,
+    joint: bool,
+) -> _Fit:
+    """Each seed fitted in the map where it was found; `joint`: together with its neighbours in the sharpest map."""
     n = len(seeds.x)
     whole = _Fit(
         np.empty(n),
@@ -367,22 +436,17 @@ def _fits_of_born(maps: list[SignificanceMap], psf: PsfModel, field: PsfField, s
     )
     for significance in maps:
         rows = np.flatnonzero(seeds.born == significance.factor)
-        part = _fit(significance, psf, field, seeds[rows], move=True)
+        some = seeds[rows]
+        near = _Neighbours.within(_blend_reach(field), some) if joint and significance.factor == 1 else None
+        part = _fit(significance, psf, field, some, move=True, neighbours=near)
         for column in fields(whole):
             getattr(whole, column.name)[rows] = getattr(part, column.name)
     return whole
 
 
-def _light_of_extended(
-    maps: list[SignificanceMap], psf: PsfModel, field: PsfField, seeds: _Seeds, fit: _Fit
-) -> None:
-    """Replace the flux of extended sources by what the filter that sees them best gives, in place."""
-    for wide in maps[1:]:
-        rows = np.flatnonzero(seeds.scale == wide.factor)
-        here = _fit(wide, psf, field, seeds[rows], move=False)
-        better = (here.columns[:, 8] < MOSTLY_LOST) & np.isfinite(here.flux_err)
-        fit.flux[rows[better]] = here.flux[better]
-        fit.flux_err[rows[better]] = here.flux_err[better]
+def _blend_reach(field: PsfField) -> float:
+    """How far a star's light matters to another [pixel]."""
+    return max(BLEND_REACH * field.typical_fwhm, 6.0)
 
 
 def _measured(
@@ -394,16 +458,174 @@ def _measured(
     mask: MaskPlane | None,
 ) -> Detections:
     """Positions, fluxes and shapes of all seeds, and the trails among them."""
-    fwhm = field.typical_fwhm
-    fit = _fits_of_born(maps, psf, field, seeds)
+    shape = maps[0].snr.shape
+    fit = _fits_of_born(maps, psf, field, seeds, joint=False)
+    as_stars = replace(seeds, x=fit.x, y=fit.y, scale=np.ones_like(seeds.scale))
+    stay = _usable(fit, shape) & _without_doubles(as_stars, field.typical_fwhm)
+    seeds, fit = seeds[stay], fit[stay]
+    if _Neighbours.within(_blend_reach(field), seeds).has.any():
+        fit = _fits_of_born(maps, psf, field, seeds, joint=True)
+        stay = _usable(fit, shape) & (fit.columns[:, 0] * seeds.sign > 0)
+        seeds, fit = seeds[stay], fit[stay]
     seeds = replace(seeds, x=fit.x, y=fit.y)
-    n_y, n_x = maps[0].snr.shape
-    stay = _without_doubles(seeds, fwhm) & (fit.columns[:, 8] < MOSTLY_LOST) & np.isfinite(fit.flux_err)
-    stay &= (fit.x > -0.5) & (fit.y > -0.5) & (fit.x < n_x - 0.5) & (fit.y < n_y - 0.5)
-    seeds, fit = seeds[stay], _Fit(*(getattr(fit, f.name)[stay] for f in fields(fit)))
-    _light_of_extended(maps, psf, field, seeds, fit)
+    seeds = _really_extended(maps[0], psf, field, seeds, fit)
+    seeds = _with_haloes(maps, psf, field, seeds, fit)
+    stay = _without_doubles(seeds, field.typical_fwhm)
+    seeds, fit = seeds[stay], fit[stay]
+    if (seeds.scale > 1).any():
+        _light_of_extended(maps, psf, field, seeds, fit)
     seeds, fit, lines = _with_trails(maps[0], seeds, fit, found, psf, field)
-    return _assembled(maps[0], seeds, fit, lines, field, mask)
+    return _assembled(maps[0], seeds, fit, lines, psf, field, mask)
+
+
+def _usable(fit: _Fit, shape: tuple[int, ...]) -> Flags:
+    """Which fits are inside the image and on usable pixels."""
+    n_y, n_x = shape
+    stay = (fit.columns[:, 6] < MOSTLY_LOST) & np.isfinite(fit.flux_err)
+    stay &= (fit.x > -0.5) & (fit.y > -0.5) & (fit.x < n_x - 0.5) & (fit.y < n_y - 0.5)
+    return np.asarray(stay)
+
+
+@dataclass(frozen=True)
+class _Rings:
+    """Light around some of the seeds, in rings one pixel wide; arrays of shape (n, rings)."""
+
+    light: Floats
+    variance: Floats
+    good: Floats
+    whole: Floats
+
+    @property
+    def filled(self) -> Floats:
+        """Light of whole rings: pixels that cannot be used shine like the others of their ring."""
+        return np.asarray(self.light * self.whole / np.maximum(self.good, 1))
+
+
+def _rings(
+    significance: SignificanceMap,
+    psf: PsfModel,
+    seeds: _Seeds,
+    light: Floats,
+    rows: Integers,
+    radius: int,
+    *,
+    own: bool = False,
+) -> _Rings:
+    """Rings around the seeds `rows`, without the stars near them whose `light` is not zero, nor their `own` star."""
+    plane = significance.plane
+    near: list[list[int]] = [[] for _ in range(len(seeds.x))]
+    stars = np.flatnonzero(light)
+    if len(stars):
+        tree = _tree(seeds.x[stars], seeds.y[stars])
+        for row in rows.tolist():
+            found = tree.query_ball_point([seeds.x[row], seeds.y[row]], radius + psf.half)
+            here = stars[np.array(sorted(found), np.int64)]
+            near[row] = here[(own | (here != row)) & (seeds.sign[here] == seeds.sign[row])].tolist()
+    first = np.cumsum([0, *(len(some) for some in near)])
+    numbers = np.array([star for some in near for star in some], np.int64)
+    sums = [np.zeros((len(rows), radius + 1)) for _ in range(4)]
+    n_y, n_x = psf.shape
+    kernels.light_in_rings(
+        plane.weighted, plane.weight, plane.pad,
+        psf.coefficients, psf.order, psf.over, psf.half, n_x, n_y,
+        rows, first, numbers, seeds.x, seeds.y, light, *sums,
+    )  # fmt: skip
+    return _Rings(*sums)
+
+
+def _really_extended(
+    significance: SignificanceMap, psf: PsfModel, field: PsfField, seeds: _Seeds, fit: _Fit
+) -> _Seeds:
+    """Take back the width of those in which the wide filter saw no more than their neighbours."""
+    rows = np.flatnonzero((seeds.scale > 1) & (seeds.born == 1))
+    if not len(rows):
+        return seeds
+    light = np.where(seeds.born == 1, fit.columns[:, 0], 0.0)
+    scale = seeds.scale[rows, None]
+    radius = int(np.ceil(3 * field.typical_sigma * scale.max()))
+    window = np.exp(-0.5 * (np.arange(radius + 1) / (field.typical_sigma * scale)) ** 2)
+    alone, all_of_it = (
+        (window * _rings(significance, psf, seeds, known, rows, radius).filled).sum(axis=1)
+        for known in (light, np.zeros_like(light))
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = np.nan_to_num(np.clip(alone / all_of_it, 0, 1))
+    narrow = np.abs(fit.flux[rows]) / fit.flux_err[rows]
+    a_point = (part < 1) & ~(_sees_more(part * seeds.best[rows], narrow))
+    scales, best = seeds.scale.copy(), seeds.best.copy()
+    scales[rows[a_point]], best[rows[a_point]] = 1, seeds.snr[rows[a_point]]
+    return replace(seeds, scale=scales, best=best)
+
+
+def _with_haloes(
+    maps: list[SignificanceMap], psf: PsfModel, field: PsfField, seeds: _Seeds, fit: _Fit
+) -> _Seeds:
+    """Call extended, too, what has much light around its star: the head of a comet may be as sharp as a star."""
+    points = fit.columns
+    spike = points[:, 3] > 1.5 * points[:, 4] + 3 * points[:, 5]
+    bright = np.abs(fit.flux) > HALO_SNR * fit.flux_err
+    rows = np.flatnonzero(bright & ~spike & (seeds.scale == 1) & (seeds.born == 1))
+    if len(maps) < 2 or not len(rows):
+        return seeds
+    fwhm = field.typical_fwhm
+    cuts = [max(round(part * fwhm), least) for part, least in ((1.25, 2), (2.5, 4), (4.0, 6))]
+    light = np.where((seeds.scale == 1) & (seeds.born == 1), points[:, 0], 0.0)
+    rings = _rings(maps[0], psf, seeds, light, rows, cuts[2], own=True)
+    spread = _spread_of(maps, seeds, rows)
+    excess, noise = np.empty((2, len(rows))), np.empty((2, len(rows)))
+    for k in range(2):
+        band = slice(cuts[k] + 1, cuts[k + 1] + 1)
+        excess[k] = rings.light[:, band].sum(axis=1) * seeds.sign[rows]
+        noise[k] = spread * np.sqrt(rings.variance[:, band].sum(axis=1))
+    total = excess.sum(axis=0)
+    halo = (excess > 3 * noise).all(axis=0) & (total > 6 * np.hypot(*noise))
+    halo &= total > HALO * np.abs(points[rows, 0])
+    scale = seeds.scale.copy()
+    scale[rows[halo]] = 2
+    return replace(seeds, scale=scale)
+
+
+def _spread_of(maps: list[SignificanceMap], seeds: _Seeds, rows: Integers) -> Floats:
+    """Scatter of the map of the widest filter, which knows how noise and sky are correlated over wide apertures."""
+    wide = maps[-1]
+    return wide.correction(seeds.x[rows] / wide.factor, seeds.y[rows] / wide.factor)[1]
+
+
+def _light_of_extended(
+    maps: list[SignificanceMap], psf: PsfModel, field: PsfField, seeds: _Seeds, fit: _Fit
+) -> None:
+    """Replace the flux of extended sources by that in a circle that grows with them, in place."""
+    rows = np.flatnonzero(seeds.scale > 1)
+    fwhm = field.typical_fwhm
+    limit = np.minimum(np.ceil(FARTHEST_RING * fwhm * seeds.scale[rows]), LARGEST_APERTURE).astype(int)
+    light = np.where((seeds.scale == 1) & (seeds.born == 1), fit.columns[:, 0], 0.0)
+    rings = _rings(maps[0], psf, seeds, light, rows, int(limit.max()))
+    spread = _spread_of(maps, seeds, rows)
+    least = np.where(seeds.born[rows] > 1, fwhm * seeds.scale[rows], 1.5 * fwhm)
+    width = max(round(fwhm), 2)
+    for k, row in enumerate(rows.tolist()):
+        sign = int(seeds.sign[row])
+        end = _end_of_light(
+            sign * rings.light[k], spread[k] ** 2 * rings.variance[k], rings.good[k],
+            int(np.ceil(least[k])), int(limit[k]), width,
+        )  # fmt: skip
+        inside = slice(0, end + 1)
+        share = rings.whole[k, inside] / np.maximum(rings.good[k, inside], 1)
+        flux = float(rings.filled[k, inside].sum())
+        if flux * sign > 0 and rings.variance[k, inside].any():
+            fit.flux[row] = flux
+            fit.flux_err[row] = spread[k] * np.sqrt((share**2 * rings.variance[k, inside]).sum())
+
+
+def _end_of_light(light: Floats, variance: Floats, good: Floats, least: int, limit: int, width: int) -> int:
+    """Last ring of an aperture: the next `width` rings are lost in noise, or brighter: something else begins there."""
+    for end in range(least, limit):
+        outer, inner = slice(end + 1, end + 1 + width), slice(end + 1 - width, end + 1)
+        pixels, noise = max(good[outer].sum(), 1.0), np.sqrt(variance[outer].sum())
+        inner_mean = light[inner].sum() / max(good[inner].sum(), 1.0)
+        if light[outer].sum() < noise or light[outer].sum() > pixels * max(inner_mean, 0.0) + 3 * noise:
+            return end
+    return limit
 
 
 def _with_trails(
@@ -434,7 +656,7 @@ def _with_trails(
     local = _fit(significance, psf, field, lines, move=False)
     x, y = np.array([one.trail.x for one in found]), np.array([one.trail.y for one in found])
     columns = local.columns.copy()
-    columns[:, 4] = [one.trail.chi2 for one in found]
+    columns[:, 2] = [one.trail.chi2 for one in found]
     line_fit = _Fit(
         x,
         y,
@@ -463,6 +685,7 @@ def _assembled(
     seeds: _Seeds,
     fit: _Fit,
     lines: list[FoundTrail | None],
+    psf: PsfModel,
     field: PsfField,
     mask: MaskPlane | None,
 ) -> Detections:
@@ -479,9 +702,9 @@ def _assembled(
     edge = np.min([fit.x, fit.y, n_x - 1 - fit.x, n_y - 1 - fit.y], axis=0) + 0.5
     points = fit.columns
     with np.errstate(divide="ignore", invalid="ignore"):
-        sharpness = np.where(points[:, 6] > 0, points[:, 5] / points[:, 6], np.nan)
+        sharpness = np.where(points[:, 4] > 0, points[:, 3] / points[:, 4], np.nan)
     trail_columns = _trail_columns(fit, shape, sharpness, lines, field)
-    flags = _flags(seeds, fit, trail_columns, opposite, edge, field)
+    flags = _flags(seeds, fit, trail_columns, opposite, edge, psf, field)
     flags |= np.where(_saturated_near(mask, column, row, 2 * fwhm), int(Note.SATURATED), 0)
     flags |= np.where([line is not None for line in lines], int(Note.TRAIL), 0)
     table = Detections(
@@ -492,12 +715,12 @@ def _assembled(
         snr=seeds.best,
         sign=seeds.sign.astype(np.int8),
         fwhm_psf_pix=field.fwhm_at(fit.x, fit.y),
-        chi2=points[:, 4],
-        peak=points[:, 5] * seeds.sign,
+        chi2=points[:, 2],
+        peak=points[:, 3] * seeds.sign,
         n_pix=seeds.n_over.astype(np.int32),
         dipole=opposite / seeds.best,
-        masked_fraction=points[:, 8],
-        negative_fraction=points[:, 9],
+        masked_fraction=points[:, 6],
+        negative_fraction=points[:, 7],
         edge_distance=edge,
         scale=seeds.scale.astype(np.int32),
         flags=flags.astype(np.int32),
@@ -534,26 +757,35 @@ def _trail_columns(
 
 
 def _flags(
-    seeds: _Seeds, fit: _Fit, shapes: dict[str, Floats], opposite: Floats, edge: Floats, field: PsfField
+    seeds: _Seeds,
+    fit: _Fit,
+    shapes: dict[str, Floats],
+    opposite: Floats,
+    edge: Floats,
+    psf: PsfModel,
+    field: PsfField,
 ) -> Integers:
     """Bits of `Note` that follow from the measurements."""
     points, fwhm = fit.columns, field.typical_fwhm
     line = shapes["length_pix"] > 0
-    used = np.maximum(points[:, 10], 1)
+    # what the error of the PSF adds to chi2; less for a trail, whose width is fitted
+    wrong = max(PSF_ERROR, float(np.nan_to_num(2 * psf.quality.residual)))
+    strength = np.where(line, 0.2 * seeds.best**2, points[:, 0] ** 2 * points[:, 1])
+    excused = wrong**2 * strength / np.maximum(points[:, 8], 1)
     # a pixel that stands out of the fitted star: by half of what is expected, and beyond doubt
-    spike = points[:, 5] > 1.5 * points[:, 6] + 3 * points[:, 7]
+    spike = points[:, 3] > 1.5 * points[:, 4] + 3 * points[:, 5]
     with np.errstate(invalid="ignore"):
         short_axis = shapes["fwhm_pix"] / np.sqrt(shapes["elongation"])
         narrow = (short_axis < 0.6 * field.fwhm_at(fit.x, fit.y)) & (seeds.snr > 8)
     sharp = np.where(line, shapes["sharpness"] > 1.6, (seeds.scale == 1) & (spike | narrow))
     notes = {
         Note.EDGE: edge < 1.25 * fwhm,
-        Note.MASKED: points[:, 8] > 0.1,
+        Note.MASKED: points[:, 6] > 0.1,
         Note.SHARP: sharp,
         Note.DIPOLE: opposite > 0.5 * seeds.best,
         Note.EXTENDED: seeds.scale > 1,
         Note.BLENDED: seeds.blended,
-        Note.BAD_FIT: points[:, 4] > 3 + (0.05 * seeds.best) ** 2 / used * np.where(line, 0.2, 1.0),
+        Note.BAD_FIT: points[:, 2] > 3 + excused,
         Note.NO_FIT: ~fit.fitted,
     }
     flags = np.zeros(len(seeds.x), np.int64)

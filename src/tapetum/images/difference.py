@@ -12,6 +12,7 @@ from tapetum.core.robust import MAD_TO_SIGMA
 from tapetum.images._subtract_kernels import fill_bad
 from tapetum.images.frame import Bad
 from tapetum.images.matching import LINEAR_PART, Side, find_stars
+from tapetum.images.photometry import forced_photometry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Method = Literal["kernel", "zogy"]
 
+NEAR = 1.5  # FWHM around a star that its photometry sees
+SAME_STAR = 0.03  # by which the fluxes of one star may differ, beyond noise
 FILL_REACH = 2  # bad pixels take the mean of good ones so near [pixel]
 FEW_STARS = 20  # fewer than this, and fainter ones are taken as well
 FAINTER = 1 / 3  # of the usual level, where bright stars are few
@@ -31,10 +34,21 @@ SAMPLED = 200_000  # pixels from which the noise of a difference is judged
 
 LOWEST_FINITE = 0.98  # part of the pixels that both images have
 SCALE_TOLERANCE = 0.3  # of the kernel's sum against the ratio of star fluxes
-NOISE_RANGE = (0.4, 2.0)  # of the measured over the expected noise
+MOST_NOISE = 2.0  # of the measured over the expected noise
+TOO_QUIET = (
+    0.4  # below it the expected noise was too high, as in crowded fields, and the noise map is scaled down
+)
+SHARED_NOISE = 0.25  # of the measured over the expected: no smoothing makes that of two exposures
+BRIGHTEST = 80  # stars that are looked for in the other image, where a subtraction fails
+FEWEST = 8  # and with fewer nothing can be said
+AGREEING = 0.5  # part of them that must be there
 OVERFITTED = 3.0  # chi-square of stars left out over that of stars fitted
 BADLY_FITTED = 3.0  # below this reduced chi-square no fit is called over-fitted
 UNSUBTRACTED = 0.25  # of a star's light that may be left in its core
+UNFITTED = 4.0  # reduced chi-square of stars left out, from which the kernel cannot make one image the other
+MANY_LOUD = 50  # pixels beyond 5 sigma, so many that one sign of nearly all of them says something
+ONE_SIGN = 0.9  # nearly all
+WRONG_CORES = 0.15  # error of the model in star cores, beyond which they are rings and no new sources
 
 
 class SubtractionError(TapetumError):
@@ -110,6 +124,8 @@ class SubtractionQuality:
         Part of the pixels beyond 5 sigma that are negative; one half is even.
     richness
         Which terms the kernel has.
+    n_loud
+        Pixels beyond 5 sigma among those that were looked at (`SAMPLED` or so).
     """
 
     n_stars: int
@@ -123,6 +139,7 @@ class SubtractionQuality:
     noise_ratio: float
     negative: float
     richness: str
+    n_loud: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +195,74 @@ def stars_of_both(moving: Plane, target: Plane, margin: int) -> tuple[NDArray[np
     return x, y
 
 
+def stars_agreeing(one: Plane, other: Plane) -> tuple[int, int]:
+    """(of them in the other image, stars of one): the brightest of that image of which the other has more.
+
+    Stars that are saturated or masked in the other image do not count.
+    """
+    sides = [Side(p.data, p.noise, p.mask, LINEAR_PART * p.saturation, p.seeing) for p in (one, other)]
+    core = max(round(max(one.seeing, other.seeing)), 2)
+    found = (_shown(first, second, core) for first, second in (sides, sides[::-1]))
+    return max(found, key=lambda counts: counts[0] / max(counts[1], 1))
+
+
+def _shown(first: Side, second: Side, core: int) -> tuple[int, int]:
+    x, y = find_stars(first, first, 1.0, core + 1, core)
+    bright = np.argsort(-first.data[y, x], kind="stable")[:BRIGHTEST]
+    x, y = x[bright], y[bright]
+    steps = [(i, j) for i in range(-core, core + 1) for j in range(-core, core + 1)]
+    usable = np.array([second.mask[y + j, x + i] == 0 for i, j in steps]).all(0)
+    usable &= np.array([second.data[y + j, x + i] < second.ceiling for i, j in steps]).all(0)
+    return int(second.shows_stars(x[usable], y[usable]).sum()), int(usable.sum())
+
+
+def disagreement(science: Plane, reference: Plane) -> str:
+    """What is said first when a subtraction fails because the images show other stars; empty where they do not."""
+    n, of = stars_agreeing(science, reference)
+    if of < FEWEST or n >= AGREEING * of:
+        return ""
+    return f"the stars of the two images do not match ({n} of {of} agree): another field, or a wrong WCS? "
+
+
+def star_flux_ratio(
+    target: Plane,
+    moving: Plane,
+    still: Image,
+    image: Image,
+    x: NDArray[np.int64],
+    y: NDArray[np.int64],
+    half: int,
+) -> float:
+    """Flux of stars in the target over that in the other image.
+
+    By PSF photometry where both PSFs are known, which neighbours disturb little; else by the light in boxes.
+
+    Parameters
+    ----------
+    target, moving
+        For noise, mask and PSF.
+    still, image
+        Their data without bad pixels.
+    x, y
+        Of the stars [pixel].
+    half
+        Half side of the boxes [pixel].
+    """
+    if target.psf is None or moving.psf is None or not len(x):
+        return flux_ratio(still, image, x, y, half)
+    radius = NEAR * max(target.seeing, moving.seeing)
+    ours, theirs = (
+        forced_photometry(data, p.noise, p.mask, psf, x, y, fit_position=True, radius_pix=radius)
+        for data, p, psf in ((still, target, target.psf), (image, moving, moving.psf))
+    )
+    usable = (ours.flux > 0) & (theirs.flux > 0)
+    if not usable.any():
+        return flux_ratio(still, image, x, y, half)
+    ratio = np.log(ours.flux[usable] / theirs.flux[usable])
+    noise = np.hypot(ours.flux_err / ours.flux, theirs.flux_err / theirs.flux)[usable]
+    return float(np.exp(weighted_median(ratio, np.hypot(noise, SAME_STAR) ** -2)))
+
+
 def flux_ratio(target: Image, image: Image, x: NDArray[np.int64], y: NDArray[np.int64], half: int) -> float:
     """Ratio of the light in the same boxes of two images, above their borders: median over stars, by brightness."""
     ours = np.array([_light(target, col, row, half) for col, row in zip(x, y, strict=True)])
@@ -224,6 +309,7 @@ def judged(
         finite=finite,
         noise_ratio=spread,
         negative=float((loud < 0).mean()) if len(loud) else 0.5,
+        n_loud=len(loud),
         core_residual=_core_residual(data, science.data, x, y),
     )
 
@@ -240,7 +326,10 @@ def _core_residual(data: Image, science: Image, x: NDArray[np.int64], y: NDArray
 
 
 def checked(difference: Difference, science: Plane, reference: Plane) -> Difference:
-    """The quality gate: a difference that may be used, unchanged.
+    """The quality gate: a difference that may be used; its noise map scaled down where it is far too high.
+
+    That is told by `quality.noise_ratio`, which stays as measured. Whether a fit follows the noise is not judged by
+    it but by stars that the fit has not seen.
 
     Raises
     ------
@@ -253,6 +342,13 @@ def checked(difference: Difference, science: Plane, reference: Plane) -> Differe
     finite = float(np.count_nonzero(both & np.isfinite(difference.data)) / n_both) if n_both else 0.0
     reasons: Sequence[tuple[bool, str]] = (
         (not n_both, "the images have no pixel in common"),
+        (
+            q.noise_ratio < SHARED_NOISE,
+            (
+                "science image and reference share their noise: they are the same, or one was made from the other; "
+                "the reference must be another exposure"
+            ),
+        ),
         (finite < LOWEST_FINITE, f"only {finite:.1%} of the difference is finite"),
         (not np.isfinite(difference.scale) or difference.scale <= 0, f"flux scale {difference.scale:.3g}"),
         (
@@ -260,12 +356,25 @@ def checked(difference: Difference, science: Plane, reference: Plane) -> Differe
             f"flux scale {difference.scale:.3g}, but stars say {q.scale_expected:.3g}",
         ),
         (
-            not NOISE_RANGE[0] < q.noise_ratio < NOISE_RANGE[1],
+            not q.noise_ratio < MOST_NOISE,
             f"its noise is {q.noise_ratio:.2f} times what it should be",
         ),
         (
             q.chi2_held > OVERFITTED * q.chi2 and q.chi2_held > BADLY_FITTED,
             f"over-fitted: reduced chi-square {q.chi2:.2f} of fitted stars, {q.chi2_held:.2f} of others",
+        ),
+        (
+            q.chi2_held > UNFITTED,
+            f"badly fitted: reduced chi-square {q.chi2_held:.2f} of stars; is the sharper image the one convolved?",
+        ),
+        (
+            abs(q.negative - 0.5) > ONE_SIGN - 0.5
+            and q.n_loud > MANY_LOUD
+            and q.relative_error > WRONG_CORES,
+            (
+                f"badly fitted: {q.negative:.0%} of the pixels beyond 5 sigma are negative, and the model errs by"
+                f" {q.relative_error:.0%} in star cores; is the sharper image the one convolved?"
+            ),
         ),
         (
             not q.core_residual < UNSUBTRACTED,
@@ -275,4 +384,6 @@ def checked(difference: Difference, science: Plane, reference: Plane) -> Differe
     for refused, reason in reasons:
         if refused:
             raise SubtractionError(reason)
+    if q.noise_ratio < TOO_QUIET:
+        return replace(difference, noise=difference.noise * np.float32(q.noise_ratio))
     return difference

@@ -46,6 +46,7 @@ MOST_TRUSTED = 0.01  # relative error by which bright stars lose weight, at most
 FOLDS = 5
 INDEPENDENT = 1e-3  # part of a kernel that the ones before must leave for it to count
 PRIOR_SHAPE = 0.1  # expected size of a coefficient of a kernel of unit norm, in units of the flux scale
+PRIOR_SCALE = 0.05  # relative error of the flux scale that photometry gives beforehand
 PRIOR_VARIES = 0.03  # ... and of its variation over the field
 RIDGE = 1e-7  # relative to the diagonal: only keeps the solution defined
 MOST_STARS = 400
@@ -446,11 +447,15 @@ def _assemble(sums: _Sums, terms: Vector, use: NDArray[np.bool_]) -> tuple[Vecto
 
 
 def _prior(n_basis: int, order: int, scale: float) -> Vector:
-    """Weight with which each coefficient is drawn to zero, flat; none for the flux scale and the background."""
+    """Weight with which each coefficient is drawn to its mean, flat; none for the background.
+
+    The mean of the flux scale is `scale`, as photometry of stars gives it, that of all others is zero.
+    """
     width = np.full((n_basis + 1, len(_powers(order))), PRIOR_VARIES)
     width[:, 0] = PRIOR_SHAPE
     weight = 1 / (width * scale) ** 2
-    weight[0, 0] = weight[-1] = 0
+    weight[0, 0] = 1 / (PRIOR_SCALE * scale) ** 2
+    weight[-1] = 0
     return np.asarray(weight.ravel())
 
 
@@ -473,6 +478,7 @@ def _held_out(
     sums: _Sums,
     terms: Vector,
     prior: Vector,
+    pull: Vector,
     use: NDArray[np.bool_],
     designs: list[_Design],
 ) -> Vector:
@@ -486,7 +492,7 @@ def _held_out(
         part = _assemble(sums, terms, out)
         left_out = stamps[out]
         for i, design in enumerate(designs):
-            found = _solve(matrix - part[0], vector - part[1], prior, design.chosen)
+            found = _solve(matrix - part[0], vector - part[1] + pull, prior, design.chosen)
             residual, _ = _residuals(left_out, terms[out], found)
             result[i, out] = (weight[out] * residual**2).sum(1) / n_pix[out]
     return result
@@ -529,7 +535,9 @@ def _measured_noise(stamps: Stamps, residual: Image, light: Image) -> NoiseModel
     return NoiseModel(photons, float(np.sqrt(max(np.median(rest), 0.0))))
 
 
-def fit_kernel(stamps: Stamps, basis: Basis, shape: tuple[int, int], *, order: int = 2) -> MatchingKernel:
+def fit_kernel(
+    stamps: Stamps, basis: Basis, shape: tuple[int, int], scale: float, *, order: int = 2
+) -> MatchingKernel:
     """Fit a matching kernel to the stamps of stars.
 
     Parameters
@@ -540,6 +548,8 @@ def fit_kernel(stamps: Stamps, basis: Basis, shape: tuple[int, int], *, order: i
         The same.
     shape
         (n_y, n_x) of the images [pixel].
+    scale
+        Flux of a star in the target over that in the image to convolve, as photometry gives it.
     order
         Highest order of the polynomials in position; cross-validation may choose a lower one.
 
@@ -555,18 +565,19 @@ def fit_kernel(stamps: Stamps, basis: Basis, shape: tuple[int, int], *, order: i
     terms = polynomial(stamps.x.astype(np.float64), stamps.y.astype(np.float64), shape, order)
     use = np.ones(len(stamps), bool)
     n_pix = np.maximum(stamps.usable.sum(1), 1)
-    light = np.maximum(stamps.columns[:, 0], 0)  # a first guess, with the right sum
-    scale = float(np.maximum(stamps.target, 0).sum() / max(light.sum(), 1e-30))
-    light = light * np.float32(scale)
+    light = np.float32(scale) * np.maximum(stamps.columns[:, 0], 0)  # a first guess
     prior = _prior(len(basis.kernels), order, scale)
+    pull = np.zeros(len(prior))
+    pull[0] = prior[0] * scale
     weighting = NoiseModel()
     designs = _designs(basis, order, len(stamps), stamps.target.shape[1])
     for last in (False, False, True):
         weight = stamps.usable / weighting.variance(stamps, light)
         sums = _normal_equations(stamps, weight)
-        held = _held_out(stamps, weight, sums, terms, prior, use, designs)
+        held = _held_out(stamps, weight, sums, terms, prior, pull, use, designs)
         best = _choose(held, use, designs)
-        found = _solve(*_assemble(sums, terms, use), prior, designs[best].chosen)
+        matrix, vector = _assemble(sums, terms, use)
+        found = _solve(matrix, vector + pull, prior, designs[best].chosen)
         residual, light = _residuals(stamps, terms, found)
         chi2 = (weight * residual**2).sum(1, dtype=np.float64) / n_pix
         use = _typical(chi2)

@@ -9,7 +9,6 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.core.robust import MAD_TO_SIGMA
-from tapetum.images import _extract_kernels as extract_kernels
 from tapetum.images import _psf_kernels as kernels
 
 if TYPE_CHECKING:
@@ -179,88 +178,6 @@ def _windows(
         np.where(good, variance, 0).astype(np.float32),
         centre,
     )
-
-
-def aperture_photometry(
-    data: Image,
-    noise: Image,
-    mask: MaskPlane | None,
-    x: ArrayLike,
-    y: ArrayLike,
-    radius_pix: float,
-    *,
-    gain: float = 0.0,
-    psf: PsfModel | None = None,
-) -> tuple[Array, Array]:
-    """Flux in a circle.
-
-    Parameters
-    ----------
-    data, noise, mask, x, y, gain
-        As `forced_photometry`. Bad pixels count nothing.
-    radius_pix
-        Radius of the aperture [pixel].
-    psf
-        Given: fluxes and errors are divided by the part of a star's light that its good pixels in the aperture hold, so
-        that they are on the scale of PSF fluxes.
-
-    Returns
-    -------
-    flux, flux_err : ndarray of float64, shape (n,)
-        [DN]; NaN where the aperture holds no good pixel, or less than a tenth of the star.
-
-    Raises
-    ------
-    InputError
-        Shapes differ, or the radius is not positive.
-    """
-    at_x, at_y = np.atleast_1d(np.asarray(x, np.float64)), np.atleast_1d(np.asarray(y, np.float64))
-    if data.shape != noise.shape or at_x.shape != at_y.shape or not radius_pix > 0:
-        raise InputError(f"aperture photometry: image {data.shape}, noise {noise.shape}, radius {radius_pix}")
-    bad = ~(np.isfinite(data) & np.isfinite(noise))
-    if mask is not None:
-        bad |= mask != 0
-    clean = np.where(bad, np.float32(0), data).astype(np.float32)
-    variance = np.where(bad, np.float32(0), np.square(noise)).astype(np.float32)
-    flux, sky_variance = (_in_circles(plane, at_x, at_y, radius_pix) for plane in (clean, variance))
-    error = np.sqrt(sky_variance + (np.maximum(flux, 0) / gain if gain > 0 else 0))
-    missing = sky_variance <= 0
-    part = np.ones_like(flux) if psf is None else aperture_part(psf, at_x, at_y, radius_pix, bad)
-    missing |= part < 0.1
-    return np.where(missing, np.nan, flux / part), np.where(missing, np.nan, error / part)
-
-
-def _in_circles(image: Image, x: Array, y: Array, radius_pix: float) -> Array:
-    """Sums of an image of finite pixels in circles, each pixel by the exact part of it that is inside."""
-    flux, error, flags = np.empty(x.size), np.empty(x.size), np.zeros(x.size, np.int32)
-    one, none = np.ones((1, image.shape[1]), np.float32), np.zeros((1, image.shape[1]), np.uint8)
-    extract_kernels.circle_sums(image, one, none, x, y, float(radius_pix), 0.0, 0, x.size, flux, error, flags)
-    return flux
-
-
-def aperture_part(
-    psf: PsfModel, x: ArrayLike, y: ArrayLike, radius_pix: float, bad: NDArray[np.bool_] | None = None
-) -> Array:
-    """Part of a star's light inside a circle around it, good pixels only; shape (n,)."""
-    at_x, at_y = np.atleast_1d(np.asarray(x, np.float64)), np.atleast_1d(np.asarray(y, np.float64))
-    parts = np.empty(at_x.size)
-    for start in range(0, at_x.size, CHUNK):
-        some = slice(start, start + CHUNK)
-        stamps = psf.stamps(at_x[some], at_y[some])
-        centre_x, centre_y = np.floor(at_x[some] + 0.5), np.floor(at_y[some] + 0.5)
-        if bad is not None:
-            reach = np.arange(-psf.half, psf.half + 1)
-            rows = centre_y.astype(np.intp)[:, None, None] + reach[:, None]
-            columns = centre_x.astype(np.intp)[:, None, None] + reach
-            clipped = np.clip(rows, 0, bad.shape[0] - 1), np.clip(columns, 0, bad.shape[1] - 1)
-            stamps[(rows != clipped[0]) | (columns != clipped[1]) | bad[clipped]] = 0
-        # one tall image of all stamps: one call measures them all, apertures that reach further see only zeros of none
-        reach_pix = min(radius_pix, psf.half - 0.5)
-        tall = stamps.reshape(-1, psf.size)
-        own_y = np.arange(len(stamps)) * psf.size + psf.half + (at_y[some] - centre_y)
-        own_x = psf.half + (at_x[some] - centre_x)
-        parts[some] = _in_circles(tall, own_x, own_y, reach_pix)
-    return parts
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tapetum.core.errors import InputError
 from tapetum.images._remap_kernels import interpolate_map
+from tapetum.images.celestial import pixels_in_other, require_celestial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ Plane = NDArray[np.float64]
 TOLERANCE_PIX = 1e-5  # of the interpolated map at the centres of its cells, where it is worst
 FINEST_STEP = 8
 MANY_CELLS = 0.05  # of the cells being wrong makes a finer grid worth it
-ROUND_TRIP_PIX = 1e-5  # a position that does not come back to itself is no position
 MOST_OVERSAMPLING = 12
 DENSE = 0.8  # input pixels between two positions: no more, and the sums of Lanczos weights lose no flux
 MATCHING = 0.01  # pixels of equal size and direction, to this precision, lose none with one position each
@@ -31,84 +31,14 @@ STENCIL = 1  # nodes before a cell that the interpolation needs
 def pixel_to_pixel(wcs_from: Any, wcs_to: Any) -> Callable[[Plane, Plane], tuple[Plane, Plane]]:
     """The function from pixels of `wcs_to` to pixels of `wcs_from`; NaN where there is none.
 
-    Positions are inverted with the distortions of the WCS (SIP, TPV, tables) and then sent back to the sky: what does
-    not come back to the same place - behind the tangent plane, where a distortion polynomial folds, where the
-    inversion did not converge - is NaN.
-
-    Other frames than ICRS are transformed (galactic, FK4); FK5 J2000 is taken as ICRS, because which of the two a
-    header names says more about its software than about its catalogue, and they differ by less than 0.03 arcsec.
-
     Raises
     ------
     InputError
         A WCS is not celestial.
     """
-    _require_celestial(wcs_from)
-    _require_celestial(wcs_to)
-    turn = _turn(wcs_to, wcs_from)
-
-    def convert(x: Plane, y: Plane) -> tuple[Plane, Plane]:
-        lon, lat = _to_sky(wcs_to, x, y)
-        lon, lat = turn(lon, lat)
-        return _from_sky(wcs_from, lon, lat)
-
-    return convert
-
-
-def _require_celestial(wcs: Any) -> None:
-    if wcs is None or not wcs.has_celestial or wcs.naxis != 2:
-        raise InputError(
-            "an image without a celestial WCS of two axes cannot be placed on the sky; solve its astrometry first"
-        )
-
-
-def _to_sky(wcs: Any, x: Plane, y: Plane) -> tuple[Plane, Plane]:
-    with np.errstate(all="ignore"):
-        world = wcs.all_pix2world(x, y, 0)
-    return np.asarray(world[wcs.wcs.lng]), np.asarray(world[wcs.wcs.lat])
-
-
-def _from_sky(wcs: Any, lon: Plane, lat: Plane) -> tuple[Plane, Plane]:
-    from astropy.wcs.utils import proj_plane_pixel_area
-
-    x, y = np.full(lon.shape, np.nan), np.full(lon.shape, np.nan)
-    known = np.isfinite(lon) & np.isfinite(lat)
-    if not known.any():
-        return x, y
-    world = (lon[known], lat[known]) if wcs.wcs.lng == 0 else (lat[known], lon[known])
-    with np.errstate(all="ignore"):
-        x[known], y[known] = wcs.all_world2pix(*world, 0, tolerance=1e-7, maxiter=50, quiet=True)
-        x[~np.isfinite(x) | ~np.isfinite(y)] = np.nan
-        back_lon, back_lat = _to_sky(wcs, x, y)
-        turned = (back_lon - lon + 180.0) % 360.0 - 180.0
-        miss = np.hypot(turned * np.cos(np.deg2rad(lat)), back_lat - lat) / np.sqrt(
-            proj_plane_pixel_area(wcs)
-        )
-    lost = ~(miss < ROUND_TRIP_PIX)
-    x[lost] = y[lost] = np.nan
-    return x, y
-
-
-def _turn(wcs_to: Any, wcs_from: Any) -> Callable[[Plane, Plane], tuple[Plane, Plane]]:
-    from astropy.coordinates import FK5, ICRS, SkyCoord
-    from astropy.wcs.utils import wcs_to_celestial_frame
-
-    def frame_of(wcs: Any) -> Any:
-        frame = wcs_to_celestial_frame(wcs)
-        return ICRS() if frame.is_equivalent_frame(FK5(equinox="J2000")) else frame
-
-    source, target = frame_of(wcs_to), frame_of(wcs_from)
-    if source.is_equivalent_frame(target):
-        return lambda lon, lat: (lon, lat)
-
-    def turn(lon: Plane, lat: Plane) -> tuple[Plane, Plane]:
-        known = np.isfinite(lon) & np.isfinite(lat)
-        turned = SkyCoord(lon[known], lat[known], unit="deg", frame=source).transform_to(target).spherical
-        new_lon, new_lat = np.full(lon.shape, np.nan), np.full(lat.shape, np.nan)
-        new_lon[known], new_lat[known] = turned.lon.deg, turned.lat.deg
-        return new_lon, new_lat
-
-    return turn
+    require_celestial(wcs_from)
+    require_celestial(wcs_to)
+    return partial(pixels_in_other, wcs_from, wcs_to)
 
 
 @dataclass(frozen=True)
@@ -234,8 +164,8 @@ def covered(
     InputError
         A WCS is not celestial.
     """
-    rows, columns = (np.linspace(0.0, n - 1.0, min(n, COVERAGE_NODES)) for n in shape_to)
-    x, y = pixel_to_pixel(wcs_from, wcs_to)(*np.meshgrid(columns, rows))
+    rows, columns = _coverage_nodes(shape_to)
+    x, y = pixels_in_other(wcs_from, wcs_to, *np.meshgrid(columns, rows))
     inside = _inside(x, y, shape_from, 0.0)
     gaps = [
         float(np.nanmax(np.abs(np.diff(each, axis=axis)), initial=0.0)) for each in (x, y) for axis in (0, 1)
@@ -249,6 +179,27 @@ def covered(
         first, last = max(hit[0] - 1, 0), min(hit[-1] + 1, len(places) - 1)
         box.append(slice(int(places[first]), min(int(np.ceil(places[last])) + 1, n)))
     return float(inside.mean()), (box[0], box[1])
+
+
+def covered_nodes(
+    wcs_from: Any, wcs_to: Any, shape_from: tuple[int, int], shape_to: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Which nodes of a grid over the output, up to 49 along each side, lie on the input; see `covered`.
+
+    Raises
+    ------
+    InputError
+        A WCS is not celestial.
+    """
+    rows, columns = _coverage_nodes(shape_to)
+    x, y = pixels_in_other(wcs_from, wcs_to, *np.meshgrid(columns, rows))
+    return _inside(x, y, shape_from, 0.0)
+
+
+def _coverage_nodes(shape: tuple[int, int]) -> tuple[Plane, Plane]:
+    """Rows and columns at which coverage is told, the outermost pixels among them."""
+    rows, columns = (np.linspace(0.0, n - 1.0, min(n, COVERAGE_NODES)) for n in shape)
+    return rows, columns
 
 
 def _inside(x: Plane, y: Plane, shape: tuple[int, int], margin: float) -> NDArray[np.bool_]:

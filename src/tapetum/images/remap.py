@@ -11,6 +11,7 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.images._remap_kernels import BEFORE, TAPS, resample
+from tapetum.images.celestial import sky_of_pixels
 from tapetum.images.frame import Bad, Frame, FrameInfo, Image, MaskPlane
 from tapetum.images.pixelmap import PixelMap, map_pixels
 
@@ -67,10 +68,10 @@ def remap(
     """Resample an image onto the pixel grid of another WCS.
 
     Each output pixel is a weighted sum of the 6x6 input pixels around its position; the weights are those of a
-    Lanczos-3 kernel (Duchon 1979), normalised to the sum 1, from a table of 8192 phases. It is multiplied by the area of the
-    output pixel in input pixels, so that the flux of a source stays what it was. Output pixels wider than 1.25 input
-    pixels are the mean of several positions each; input more than four times finer is averaged in blocks first. An
-    output pixel on the centre of an input pixel is its exact copy.
+    Lanczos-3 kernel (Duchon 1979), normalised to the sum 1, from a table of 8192 phases. It is multiplied by the area
+    of the output pixel in input pixels, so that the flux of a source stays what it was. Output pixels wider than 1.25
+    input pixels are the mean of several positions each; input more than four times finer is averaged in blocks first.
+    An output pixel on the centre of an input pixel is its exact copy.
 
     Flags: pixels with NO_DATA, DEFECT or COSMIC, non-finite values or variances, and what lies beyond the border are
     left out, and the weights of the others scaled up; when less than half of the kernel is left, the output is NaN
@@ -316,8 +317,8 @@ def _binned(
 
 def _no_overlap(wcs_from: Any, shape_from: Sequence[int], wcs_to: Any, shape_to: Sequence[int]) -> str:
     def centre(wcs: Any, shape: Sequence[int]) -> str:
-        place = wcs.pixel_to_world((shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0).icrs
-        return f"RA {place.ra.deg:.4f} Dec {place.dec.deg:+.4f}"
+        ra, dec = sky_of_pixels(wcs, (shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0)
+        return f"RA {ra:.4f} Dec {dec:+.4f}"
 
     return (
         f"the images do not overlap on the sky: one is centred on {centre(wcs_from, shape_from)}, the other on "

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 TILE = 256  # the PSF is constant within a tile [pixel]
+LEAST_HALF = 2  # of a stamp: light of the sharpest star, if it is not in the middle of its pixel
 BOX = 128  # the significance map is calibrated in boxes [pixel]
 PROMINENCE = 3.0  # a second peak in a segment must stand this much above the saddle [sigma] ...
 CONTRAST = 0.12  # ... and this part of itself
@@ -37,7 +38,11 @@ class PsfField:
 
     @classmethod
     def of(cls, psf: PsfModel, shape: tuple[int, ...]) -> PsfField:
-        """Sample the PSF; its stamps are cut where 99 % of its squared light is inside."""
+        """Sample the PSF.
+
+        Its stamps are cut where 99 % of its squared light is inside; the sharpest ones still hold what a star between
+        two pixels lights up.
+        """
         rows, columns = (
             np.minimum(
                 (np.arange(-(-side // TILE)) + 0.5) * TILE, (side - 1) / 2 if side < TILE else side - 1
@@ -49,7 +54,7 @@ class PsfField:
         middle = psf.size // 2
         inside = 0.0
         half, total = 0, float((stamps[0].astype(np.float64) ** 2).sum())
-        while half < middle and inside < 0.99 * total:
+        while half < middle and (half < LEAST_HALF or inside < 0.99 * total):
             half += 1
             core = stamps[0][middle - half : middle + half + 1, middle - half : middle + half + 1]
             inside = float((core.astype(np.float64) ** 2).sum())

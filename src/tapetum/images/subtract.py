@@ -22,9 +22,10 @@ from tapetum.images.difference import (
     SubtractionError,
     SubtractionQuality,
     checked,
+    disagreement,
     filled,
-    flux_ratio,
     judged,
+    star_flux_ratio,
     stars_of_both,
 )
 from tapetum.images.frame import Bad
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "Method", "Plane", "SubtractionError", "SubtractionQuality", "subtract"]
 
-Side = Literal["reference", "science"]
+Moving = Literal["reference", "science"]
 
 TILE = 48  # side of the parts of the field in which the kernel is constant [pixel]
 SMALLEST_STAMP, LARGEST_STAMP = 7, 20  # half side [pixel]
@@ -96,24 +97,44 @@ def subtract(
         raise InputError(
             f"science {science.data.shape} and reference {reference.data.shape} differ in shape: align them first"
         )
-    if method == "zogy":
-        return checked(proper_difference(science, reference, threads=threads), science, reference)
-    sharper: Side = "reference" if reference.seeing <= science.seeing else "science"
-    sides: tuple[Side, ...] = (convolve,) if convolve != "auto" else (sharper, _other(sharper))
-    problems: list[str] = []
+    try:
+        if method == "zogy":
+            return checked(proper_difference(science, reference, threads=threads), science, reference)
+        return _by_kernel(science, reference, convolve, order, threads)
+    except (SubtractionError, MatchingError) as problem:
+        raise SubtractionError(f"{disagreement(science, reference)}{problem}") from None
+
+
+def _by_kernel(
+    science: Plane,
+    reference: Plane,
+    convolve: Literal["auto", "reference", "science"],
+    order: int,
+    threads: int,
+) -> Difference:
+    """The first difference that passes the gate, of those that may be made."""
+    sharper: Moving = "reference" if reference.seeing <= science.seeing else "science"
+    sides: tuple[Moving, ...] = (convolve,) if convolve != "auto" else (sharper, _other(sharper))
+    problems: dict[str, list[str]] = {}
     for side in sides:
         try:
             return checked(_kernel_difference(science, reference, side, order, threads), science, reference)
         except (SubtractionError, MatchingError) as problem:
-            problems.append(f"convolving the {side}: {problem}")
-    raise SubtractionError("; ".join(problems))
+            problems.setdefault(str(problem), []).append(side)
+    told = [
+        text if len(done) == len(sides) else f"convolving the {done[0]}: {text}"
+        for text, done in problems.items()
+    ]
+    raise SubtractionError("; ".join(told))
 
 
-def _other(side: Side) -> Side:
+def _other(side: Moving) -> Moving:
     return "science" if side == "reference" else "reference"
 
 
-def _kernel_difference(science: Plane, reference: Plane, side: Side, order: int, threads: int) -> Difference:
+def _kernel_difference(
+    science: Plane, reference: Plane, side: Moving, order: int, threads: int
+) -> Difference:
     moving, target = (reference, science) if side == "reference" else (science, reference)
     shape = moving.data.shape
     basis = gaussian_basis(moving.seeing, target.seeing)
@@ -122,8 +143,9 @@ def _kernel_difference(science: Plane, reference: Plane, side: Side, order: int,
     )
     image, still = filled(moving), filled(target)
     x, y = stars_of_both(moving, target, stamp_half + basis.half)
-    stamps = _stamps(moving, target, image, still, basis, stamp_half, x, y)
-    kernel = fit_kernel(stamps, basis, (shape[0], shape[1]), order=order)
+    ratio = star_flux_ratio(target, moving, still, image, x, y, stamp_half)
+    stamps = _stamps(moving, target, image, still, basis, stamp_half, x, y, ratio)
+    kernel = fit_kernel(stamps, basis, (shape[0], shape[1]), ratio, order=order)
     model, spread = _convolved(image, kernel, threads)
     data, noise = np.empty_like(model), np.empty_like(model)
     photons = 1 / target.gain + spread.mean() / max(kernel.scale, 1e-30) / moving.gain + kernel.noise.photons
@@ -146,7 +168,6 @@ def _kernel_difference(science: Plane, reference: Plane, side: Side, order: int,
     if psf is not None and side == "science":
         psf = _convolved_psf(psf, kernel)
     scale = kernel.scale if side == "reference" else 1 / kernel.scale
-    ratio = flux_ratio(still, image, x, y, stamp_half)
     expected = ratio if side == "reference" else 1 / ratio
     quality = replace(_unjudged(kernel), scale_expected=expected)
     quality = judged(quality, data, noise, mask, science, x, y)
@@ -170,9 +191,9 @@ def _stamps(
     stamp_half: int,
     x: NDArray[np.int64],
     y: NDArray[np.int64],
+    ratio: float,
 ) -> Stamps:
     """Stamps of the fit with their noise, for which a first guess of the kernel is good enough."""
-    ratio = flux_ratio(still, image, x, y, stamp_half)
     # a Gaussian of the missing width: what it leaves of white noise, and of photon noise
     missing = max(target.seeing**2 - moving.seeing**2, 0.0) / 2.3548**2
     left = 1 / (4 * np.pi * missing + 1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tapetum.images.celestial import sky_of_pixels
 from tapetum.images.frame import Bad
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def _centre(frame: Frame) -> tuple[float | None, float | None]:
     if frame.wcs is None:
         return None, None
     n_y, n_x = frame.shape
-    ra, dec = (float(axis) for axis in frame.wcs.all_pix2world((n_x - 1) / 2, (n_y - 1) / 2, 0))
-    return round(ra % 360, 6), round(dec, 6)
+    ra, dec = sky_of_pixels(frame.wcs, (n_x - 1) / 2, (n_y - 1) / 2)
+    return round(float(ra), 6), round(float(dec), 6)
 
 
 def utc_text(mjd: float) -> str:

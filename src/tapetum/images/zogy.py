@@ -16,12 +16,14 @@ from tapetum.core.errors import InputError
 from tapetum.core.robust import MAD_TO_SIGMA
 from tapetum.images._subtract_kernels import spread_mask
 from tapetum.images.difference import (
+    NEAR,
+    SAME_STAR,
     Difference,
     SubtractionError,
     SubtractionQuality,
     filled,
-    flux_ratio,
     judged,
+    star_flux_ratio,
     stars_of_both,
     weighted_median,
 )
@@ -44,10 +46,8 @@ SIDE = CORE + 2 * MARGIN
 MASK_RADIUS = 3.0  # by which bad pixels of the reference spread [pixel]
 REGISTRATION_ORDER = 1  # of the polynomial that the remaining shift is in the field
 FEWEST_FOR_SLOPE = 12
-SAME_STAR = 0.03  # by which the fluxes of one star may differ, beyond noise
 CLIP = 4.0  # sigma
 ROBUST_ROUNDS = 5
-NEAR = 1.5  # FWHM around a star that its photometry sees
 BOX_HALF = 7  # of the boxes whose light gives the expected flux scale [pixel]
 
 
@@ -122,7 +122,7 @@ def proper_difference(science: Plane, reference: Plane, *, threads: int = 1) -> 
     order = 2 if len(places) >= 9 else 1 if len(places) >= 4 else 0
     psf = PsfModel.from_stamps(where[:, 0], where[:, 1], np.array(psfs, np.float32), (n_y, n_x), order=order)
     nan = float("nan")
-    expected = flux_ratio(image, other, x, y, BOX_HALF)
+    expected = star_flux_ratio(science, reference, image, other, x, y, BOX_HALF)
     quality = SubtractionQuality(
         registration.n_stars, len(x) - registration.n_stars, nan, nan, registration.error, nan, expected, nan, nan, nan,
         "proper difference",

@@ -56,6 +56,64 @@ UNITS = {
 }
 
 
+DECIMALS = {"x": 3, "y": 3, "ra": 7, "dec": 7, "mag": 4, "angle_deg": 2, "length_pix": 2}
+"""Digits after the point in tables; other numbers have six in all."""
+DESCRIPTIONS = {
+    "candidate_id": "image and rank",
+    "x": "column, 0-based, centre of the first pixel 0.0",
+    "y": "row, 0-based, centre of the first pixel 0.0",
+    "ra": "ICRS",
+    "dec": "ICRS",
+    "band": "sncosmo name",
+    "mag": "of the light that changed",
+    "mag_err": "statistical; that of the zero point is in the metadata",
+    "flux": "of the searched image, in DN of the science image",
+    "flux_err": "its error",
+    "flux_template": "of the reference at the same place, in DN of the science image",
+    "snr": "flux over its error",
+    "significance": "of the detection, in sigma of the filter that made it",
+    "fwhm": "width by adaptive moments",
+    "fwhm_psf": "width of a star there in the searched image, by adaptive moments as fwhm is",
+    "elongation": "long over short axis",
+    "length_pix": "of a trail; 0 for all else",
+    "angle_deg": "of the long axis, from +x to +y",
+    "chi2": "reduced, of the fit of the PSF",
+    "masked_fraction": "part of its light on bad pixels",
+    "dipole": "strongest peak of the other sign beside it over its own",
+    "saturated_distance": "pixels to the nearest saturated area, less 0.7 of its radius",
+    "sharpness": "light of the fainter neighbours over what a star has; less than one half is a particle",
+    "relative": "change over the light of the reference",
+    "sign": "1 brighter, -1 fainter than the reference",
+    "n_pix": "pixels above the threshold",
+    "notes": "bits, named in the metadata",
+    "match": "nearest known object: table and row",
+    "match_distance": "to it",
+    "score": "raw output of the network",
+    "probability": "calibrated score",
+    "flags": "bits, named in the metadata",
+    "reason": "vetoes that rule it out; empty for a candidate",
+}
+NUMBERS = (
+    "mjd", "exposure_s", "pixel_scale_arcsec", "area_deg2", "zero_point", "zero_point_error", "flux_err",
+    "mag_limit", "fwhm_pix", "threshold",
+)  # fmt: skip
+"""Of the metadata; the other values are words."""
+
+
+def typed(words: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata as numbers, lists and mappings, for formats that can hold them."""
+    out: dict[str, Any] = dict(words)
+    out |= {key: float(words[key]) for key in NUMBERS if key in words}
+    if "cutout_size" in words:
+        out["cutout_size"] = int(words["cutout_size"])
+    if "shape" in words:
+        out["shape"] = [int(side) for side in words["shape"].split()]
+    for key in ("flags", "notes"):
+        if key in words:
+            out[key] = {int(bit): name for bit, name in json.loads(words[key]).items()}
+    return out
+
+
 @dataclass(frozen=True)
 class VetoLimits:
     """What a detection must not exceed.
@@ -144,7 +202,6 @@ def judge(found: Detections, evidence: Evidence, limits: VetoLimits) -> NDArray[
     line = found.has(Note.TRAIL)
     cosmic = (evidence.sharpness < limits.cosmic) & (evidence.sharpness_sigma > limits.cosmic_sigma)
     faults = {
-        CandidateFlag.EDGE: found.has(Note.EDGE),
         CandidateFlag.MASKED: found.masked_fraction > limits.masked,
         CandidateFlag.NEAR_SATURATED: evidence.saturated_distance
         < limits.saturated_fwhm * found.fwhm_psf_pix,

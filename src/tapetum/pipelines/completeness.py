@@ -20,7 +20,7 @@ from tapetum.pipelines.search_results import (
     match_truth,
     read_ecsv,
     read_truth,
-    truth_for,
+    truths_of,
 )
 from tapetum.simulate.truth import TRUTH_NAME as TRUTH
 
@@ -109,7 +109,7 @@ class Depth:
     mag50, mag90
         Where 50 % and 90 % are found.
     mag50_interval, mag90_interval
-        95 % by bootstrap over the sources.
+        95 % by bootstrap over the sources; NaN where too few of them decide.
     n
         Sources.
     """
@@ -148,8 +148,12 @@ def fit_depth(
         rows = rng.integers(0, len(mag), len(mag))
         fitted = first if found[rows].all() or not found[rows].any() else _fit(mag[rows], found[rows], first)
         levels.append([_reached(fitted, share, mag) for share in (0.5, 0.9)])
-    ends = [_interval(np.array(levels)[:, column]) for column in (0, 1)]
     mag50, mag90 = (_reached(first, share, mag) for share in (0.5, 0.9))
+    apart = mag[found].max() < mag[~found].min()  # a step between two sources, wherever one draws
+    ends = [
+        (math.nan, math.nan) if apart else _interval(np.array(levels)[:, column], level, mag)
+        for column, level in enumerate((mag50, mag90))
+    ]
     return Depth(*first, mag50, ends[0], mag90, ends[1], len(mag))
 
 
@@ -180,10 +184,19 @@ def _reached(fitted: tuple[float, float, float], share: float, mag: NDArray[np.f
     return level if mag.min() <= level <= mag.max() else math.nan
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    if not np.isfinite(values).all():
-        return math.nan, math.nan  # some resamplings do not reach the level: the data do not bound it
+def _interval(values: NDArray[np.float64], level: float, mag: NDArray[np.float64]) -> tuple[float, float]:
+    """Central 95 % of the levels of resamplings; NaN where the data do not bound it.
+
+    That is where some resamplings do not reach the level, and where the interval would be narrower than the gap
+    between the two sources about it: then the resamplings only repeat each other.
+    """
+    if not np.isfinite(values).all() or not math.isfinite(level):
+        return math.nan, math.nan
     low, high = np.percentile(values, [2.5, 97.5])
+    ordered = np.sort(mag)
+    above = int(np.clip(np.searchsorted(ordered, level), 1, len(ordered) - 1))
+    if high - low <= ordered[above] - ordered[above - 1]:
+        return math.nan, math.nan
     return float(low), float(high)
 
 
@@ -230,9 +243,7 @@ def recover(
 
     tables = [(path, read_truth(path)) for path in truth]
     injected, candidates, images = [], [], []
-    for result in results:
-        own = result.folder / TRUTH
-        known = read_truth(own) if own.is_file() else truth_for(result.source, tables)
+    for result, known in zip(results, truths_of(results, tables), strict=True):
         if known is None:
             continue
         real = known[is_source(known)]

@@ -55,9 +55,7 @@ def plots(completeness: Completeness) -> dict[str, tuple[str, str, str]]:
     return out
 
 
-def build_page(
-    completeness: Completeness, provenance: Sequence[tuple[str, str]], notice: str = ""
-) -> Page:
+def build_page(completeness: Completeness, provenance: Sequence[tuple[str, str]], notice: str = "") -> Page:
     """The report as a page; `notice` stands above all, for instance which images are not in it."""
     figures = [Figure(title, svg, text) for title, svg, text in plots(completeness).values()]
     sections: list[Section] = [
@@ -148,7 +146,7 @@ def _facts(completeness: Completeness) -> list[Fact]:
 
 def _ends(interval: tuple[float, float]) -> str:
     if not all(map(math.isfinite, interval)):
-        return "mag"
+        return "mag; too few sources around it for an interval"
     return f"mag, 95 % within {interval[0]:.2f} to {interval[1]:.2f}"
 
 
@@ -186,19 +184,19 @@ def _share(part: Fractions, x_label: str, y_label: str, *, log: bool = False) ->
     bars = _bars(part)
     if log:
         bars = Points("", np.log10(np.sqrt(part.edges[1:] * part.edges[:-1])), bars.y, bars.low, bars.high)
-    return points_svg([bars], x_label=x_label, y_label=y_label, y_range=SHARE)
+    return points_svg([bars], x_label=x_label, y_label=y_label, y_range=SHARE, x_log=log)
 
 
 def _against_snr(completeness: Completeness) -> dict[str, tuple[str, str, str]]:
     return {
         "completeness_snr": (
             "Completeness against signal-to-noise ratio",
-            _share(completeness.by_snr, "log10 expected S/N", "share found", log=True),
+            _share(completeness.by_snr, "expected S/N", "share found", log=True),
             "As the noise of the image lets expect it.",
         ),
         "purity_snr": (
             "Purity against signal-to-noise ratio",
-            _share(completeness.purity_by_snr, "log10 S/N", "share injected", log=True),
+            _share(completeness.purity_by_snr, "S/N", "share injected", log=True),
             "Of the candidates.",
         ),
     }
@@ -217,12 +215,14 @@ def _against_neighbours(completeness: Completeness) -> dict[str, tuple[str, str,
     ):
         if not found.total.any() and not pure.total.any():
             continue
-        middles = np.log2(found.edges[1:])  # bins double: each stands at its outer edge
+        middles = np.log10(found.edges[1:])  # bins double: each stands at its outer edge
         series = [
             Points("found", middles, found.fraction, *found.interval, ACCENT),
             Points("injected", middles, pure.fraction, *pure.interval, ACCENT_2),
         ]
-        svg = points_svg(series, x_label=f"log2 distance to {words} [pixel]", y_label="share", y_range=SHARE)
+        svg = points_svg(
+            series, x_label=f"distance to {words} [pixel]", y_label="share", y_range=SHARE, x_log=True
+        )
         text = "Share of the injected point sources that was found, and share of the candidates that was injected."
         out[f"distance_{name}"] = (f"Distance to {words}", svg, text)
     return out
@@ -273,7 +273,8 @@ def _per_band(completeness: Completeness) -> dict[str, tuple[str, str, str]]:
         series_of = [("injected", part.total, ACCENT), ("found", part.hits, ACCENT_2)]
         svg = histogram_svg(part.edges, series_of, x_label="mag", y_label="sources")
         name = "magnitudes_" + "".join(c if c.isalnum() else "_" for c in band)
-        out[name] = (f"Magnitudes, {band}", svg, "Injected point sources, and those that were found.")
+        title = "Magnitudes" if band == "unknown" else f"Magnitudes, {band}"
+        out[name] = (title, svg, "Injected point sources, and those that were found.")
     return out
 
 
@@ -312,8 +313,9 @@ def _depth_rows(completeness: Completeness) -> Rows:
         )
         rows.append((one, where, int(found[chosen].sum()), int(chosen.sum()), *reach))
     text = (
-        "Depth: the magnitude at which a logistic curve passes 50 % and 90 %; intervals by bootstrap. Nothing stands "
-        "there when all or none was found, or when there are fewer than 12 sources."
+        "Depth: the magnitude at which a logistic curve passes 50 % and 90 %; 95 % intervals by bootstrap. Nothing "
+        "stands there when all or none was found, or when there are fewer than 12 sources; no interval, where a level "
+        "hangs on the few sources around it: where found and missed do not overlap, or drawing again changes nothing."
     )
     return Rows("Depth", columns, rows, text)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tapetum.core.errors import FormatError, InputError, UsageError
 from tapetum.images.cutouts import centre_pixel, cut
+from tapetum.pipelines.folders import recover_folders, whole_folder
 from tapetum.pipelines.search_results import (
     CUTOUTS,
     DETECTIONS,
@@ -19,8 +20,7 @@ from tapetum.pipelines.search_results import (
     match_truth,
     read_ecsv,
     read_truth,
-    truth_for,
-    whole_folder,
+    truths_of,
 )
 from tapetum.simulate.truth import TRUTH_NAME as TRUTH
 from tapetum.simulate.truth import write_truth
@@ -261,12 +261,13 @@ def make_cutouts(
         `training` without any truth, or nothing could be cut.
     """
     target = folder / (TRAINING if training else ALL)
+    recover_folders(folder)
     if target.exists() and not overwrite:
         raise UsageError(
             f"{target}: is there already; --overwrite replaces it, and what was sorted by eye in it"
         )
     tables = [(path, read_truth(path)) for path in truth]
-    truths = [_truth_of(result, tables) for result in results] if training else [None] * len(results)
+    truths = truths_of(results, tables) if training else [None] * len(results)
     if training and all(table is None for table in truths):
         raise InputError(f"{folder}: no {TRUTH} in any result, and no --truth names one")
     counts = {"true": 0, "false": 0, "": 0}
@@ -318,8 +319,7 @@ def write_crossmatch(
     """Write ``crossmatch.dat`` for the candidates of all results that have a truth table."""
     tables = [(path, read_truth(path)) for path in truth]
     crossed = []
-    for result in results:
-        known = _truth_of(result, tables)
+    for result, known in zip(results, truths_of(results, tables), strict=True):
         if known is not None:
             size = int(np.nan_to_num(result.number("cutout_size"), nan=1.0))
             match = _match(result, result.candidates, known, radius_arcsec)
@@ -404,11 +404,6 @@ def _from_images(result: SearchResult, chosen: Table, size: int | None) -> tuple
         )
     side = int(wanted)
     return cut_planes(planes, np.asarray(chosen["x"]), np.asarray(chosen["y"]), side), wcs
-
-
-def _truth_of(result: SearchResult, tables: Sequence[tuple[Path, Table]]) -> Table | None:
-    own = result.folder / TRUTH
-    return read_truth(own) if own.is_file() else truth_for(result.source, tables)
 
 
 def _match(result: SearchResult, chosen: Table, truth: Table, radius_arcsec: float) -> Match:

@@ -15,12 +15,9 @@ import numpy as np
 
 from tapetum import __version__
 from tapetum.core.errors import InputError
-from tapetum.images.background import estimate_background
 from tapetum.images.cutouts import cut
-from tapetum.images.edges import without_bad_edges
 from tapetum.images.fits import read_frame, write_frame
 from tapetum.images.frame import Bad
-from tapetum.images.psf import measure_psf
 from tapetum.pipelines.completeness import measure, recover
 from tapetum.pipelines.completeness_report import write_report
 from tapetum.pipelines.cutouts import cut_planes
@@ -47,8 +44,8 @@ from tapetum.pipelines.search_results import (
     read_results,
     read_truth,
 )
-from tapetum.pipelines.simulate import SimulateOptions, put_in, rng_of, simulate_scenes
-from tapetum.simulate.scene import EpochChange, SceneSettings, second_epoch
+from tapetum.pipelines.simulate import EPOCH_CHANGE, SimulateOptions, another_epoch, rng_of, simulate_scenes
+from tapetum.simulate.scene import SceneSettings
 from tapetum.simulate.sources import parse_kinds
 from tapetum.simulate.truth import TRUTH_NAME, name_file, write_truth
 
@@ -61,7 +58,6 @@ if TYPE_CHECKING:
 
     from tapetum.core.progress import Progress
     from tapetum.core.settings import Settings
-    from tapetum.images.frame import Frame
     from tapetum.pipelines.completeness import Recovery
     from tapetum.pipelines.search_results import SearchResult
 
@@ -71,9 +67,6 @@ EPOCH = "second_epoch"
 MAG_RANGE = (17.0, 21.5)
 KINDS = ("transient:160", "streak:12", "comet:3", "cosmic_ray:60")
 ON_GALAXIES = 0.3  # of the transients; the quadrant has few galaxies, and two on one are hard to tell apart
-# a night with slightly worse seeing and more moonlight; the transparency is the same, so that the zero point of the
-# header stays true
-CHANGE = EpochChange(shift=(4.4, 2.7), fwhm_ratio=1.15, sky_factor=1.1)
 SCENE_KINDS = ("transient:100", "streak:6", "comet:1", "cosmic_ray:20")
 RADIUS_ARCSEC = 2.0
 BLEND_FWHM = 2.5  # sources nearer to each other are found as one
@@ -128,12 +121,12 @@ def quadrant_pair(
         The image cannot be read or measured.
     """
     options = SimulateOptions(mag_range=MAG_RANGE, kinds=KINDS, on_galaxies=ON_GALAXIES, seed=settings.seed)
-    made_from = fingerprint([source], {"change": asdict(CHANGE), **asdict(options)})
+    made_from = fingerprint([source], {"change": asdict(EPOCH_CHANGE), **asdict(options)})
     output = folder / f"{EPOCH}.fits"
     done = finished_run(str(output), made_from) is not None and (folder / TRUTH_NAME).is_file()
     if overwrite or not done:
         start = clock()
-        epoch, truth = _simulate_epoch(read_frame(source), options)
+        epoch, truth, _ = another_epoch(read_frame(source), options, rng_of(options.seed, EPOCH), EPOCH)
         settings_path(output).unlink(missing_ok=True)  # from here on an old one is not finished work any more
         history = [
             f"tapetum demo: not observed, but simulated from {source.name}, seed {settings.seed};",
@@ -154,17 +147,6 @@ def quadrant_pair(
         words = {"verb": "demo", "inputs": [str(source)], "seconds": round(clock() - start, 3)}
         record_settings(output, settings, words, made_from, n_done=len(truth))
     return Pair(output, source, "", _seconds(settings_path(output)))
-
-
-def _simulate_epoch(frame: Frame, options: SimulateOptions) -> tuple[Frame, Table]:
-    """Another exposure of the field of `frame` with sources in it, and their truth."""
-    noise, draws = rng_of(options.seed, EPOCH).spawn(2)
-    frame, _ = without_bad_edges(frame)  # else they would be bright and dim sky of the second epoch
-    background = estimate_background(frame.data, frame.mask)
-    fwhm = measure_psf(frame.data, background, frame.mask, frame.info).quality.fwhm_pix
-    empty = second_epoch(frame, background, fwhm, CHANGE, noise, name=EPOCH)
-    epoch, truth, _ = put_in(empty, options, draws)
-    return epoch, truth
 
 
 def scene_pair(

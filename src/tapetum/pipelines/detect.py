@@ -10,16 +10,17 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.images.background import estimate_background
+from tapetum.images.celestial import sky_positions
 from tapetum.images.detect import Detections, Note, detect_difference
 from tapetum.images.extract import Sources, extract_sources
 from tapetum.images.fits import read_frame
 from tapetum.images.psf import PsfModel
 from tapetum.images.psf_plane import read_psf
-from tapetum.pipelines.candidates import magnitudes, signal_to_noise
+from tapetum.pipelines.candidates import DECIMALS, magnitudes, signal_to_noise
 from tapetum.pipelines.outputs import STDOUT
-from tapetum.pipelines.search_steps import compare, nobody, prepare, sky_positions
+from tapetum.pipelines.search_steps import compare, nobody, prepare
 from tapetum.pipelines.steps import WARNING, Made, Step
-from tapetum.report.tables import table_format, write_table
+from tapetum.report.tables import rounded, table_format, write_table
 from tapetum.surveys.telescopes import find_telescope
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def detector(options: DetectOptions, threads: int) -> Work:
         said = [WARNING + text for text in frame.info.warnings]
         psf = read_psf(step.source, frame.shape) if in_file else known
         table, words = catalogue(frame, options, psf, said.append, threads=threads)
-        write_table(table, step.output, words, UNITS)
+        write_table(rounded(table, DECIMALS), step.output, words, UNITS)
         return Made(tuple(said), f"{table.num_rows} sources")
 
     return work

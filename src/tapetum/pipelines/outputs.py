@@ -53,6 +53,15 @@ def check_output(output: str) -> None:
         raise UsageError(f"{output}: is a folder; name the file to write")
 
 
+def check_folder(out: Path) -> None:
+    """Raise UsageError when `out` cannot be a folder; asked before the work, not after."""
+    for place in (out, *out.absolute().parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UsageError(f"-o {out}: {place} is a file; name a folder")
+            return
+
+
 def fingerprint(inputs: Iterable[str | Path], options: Mapping[str, Any], skip: Iterable[Path] = ()) -> str:
     """Hash of what decides an output: the inputs' names, sizes and times, the options, and our version.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from tapetum.core.errors import InputError
 from tapetum.core.settings import ArchiveSettings
+from tapetum.images.celestial import enclosing_cone, is_celestial
 from tapetum.images.edges import without_bad_edges
 from tapetum.images.fits import expand_sources, list_images, path_of, read_frame
 from tapetum.images.mosaic import mosaic
-from tapetum.images.pixelmap import pixel_to_pixel
+from tapetum.images.pixelmap import COVERAGE_NODES, covered_nodes
 from tapetum.images.remap import align
-from tapetum.sky.match import separation_arcsec
 from tapetum.surveys.telescopes import find_telescope
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 ZTF = "ztf"
 WHOLE = 0.98  # of the science image that one reference covers: no other one is needed
-NODES = 48  # of the grid on which coverage is told, along each side
 LEAST_GAIN = 0.01  # of the science image that a further reference must add
 
 
@@ -64,7 +63,7 @@ class Entry:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # reading the frame itself will tell
             wcs = WCS(fits.Header.fromstring(self.header, sep="\n"), naxis=2)
-        return wcs if wcs.has_celestial else None
+        return wcs if is_celestial(wcs) else None
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,7 @@ class References:
         """
         found = self.frames_for(frame, say)
         if cells == "individual":
-            for cell in found:
-                yield align(cell, frame, threads=threads)
+            yield from self._one_by_one(found, frame, say, threads)
             return
         first = next(found)
         second = next(found, None)
@@ -148,6 +146,22 @@ class References:
             yield align(first, frame, threads=threads)
         else:  # the mosaic reads them one at a time: many large ones need not fit into memory
             yield mosaic(chain([first, second], found), frame, threads=threads)
+
+    def _one_by_one(self, found: Iterator[Frame], frame: Frame, say: Say, threads: int) -> Iterator[Frame]:
+        """Each cell on its own; one that cannot be aligned does not stop the others."""
+        problems: list[InputError] = []
+        n = 0
+        for cell in found:
+            try:
+                aligned = align(cell, frame, threads=threads)
+            except InputError as problem:
+                problems.append(problem)
+                say(f"warning: {cell.source}: left out: {problem}")
+                continue
+            n += 1
+            yield aligned
+        if problems and not n:
+            raise problems[0]
 
     def frames_for(self, frame: Frame, say: Say = _nobody) -> Iterator[Frame]:
         """The reference images that a science frame needs, the one that covers most of it first.
@@ -175,26 +189,28 @@ class References:
     def _found(self, frame: Frame, problems: list[str], say: Say) -> Iterator[Frame]:
         profile = find_telescope(self.telescope) if self.telescope else None
         if self.named:
-            yield read_frame(self.entries[0].source, profile)
+            yield _told_of_band(read_frame(self.entries[0].source, profile), frame)
             return
         if frame.wcs is None:
             problems.append("the science image has no WCS, so nothing says which one it needs; name one file")
             return
-        seen = np.zeros((NODES, NODES), bool)
-        yield from self._covering(frame, profile, problems, seen)
+        seen = np.zeros([min(side, COVERAGE_NODES) for side in frame.shape], bool)
+        yield from self._covering(frame, profile, problems, seen, say)
         for archive in self.archives if seen.mean() < WHOLE else ():
             for path in self._fetched(archive, frame, say):
                 yield read_frame(path)
 
     def _covering(
-        self, frame: Frame, profile: Any, problems: list[str], seen: NDArray[np.bool_]
+        self, frame: Frame, profile: Any, problems: list[str], seen: NDArray[np.bool_], say: Say
     ) -> Iterator[Frame]:
         """Frames of the right band that each add to what is covered; `seen` is told of it."""
         overlaps = []
         for entry in self.entries:
             wcs = entry.wcs()
-            if wcs is not None and not _same_file(entry.source, frame.source):
-                inside = _coverage(wcs, entry.shape, frame)
+            if _same_file(entry.source, frame.source):
+                problems.append(f"{entry.source} is the science image itself")
+            elif wcs is not None:
+                inside = covered_nodes(wcs, frame.wcs, entry.shape, frame.shape)
                 if inside.any():
                     overlaps.append((float(inside.mean()), entry, inside))
         overlaps.sort(key=lambda overlap: -overlap[0])
@@ -203,9 +219,14 @@ class References:
                 return
             if (inside & ~seen).mean() < LEAST_GAIN:
                 continue
-            cell = read_frame(entry.source, profile)
-            if frame.info.band and cell.info.band and cell.info.band != frame.info.band:
-                problems.append(f"{cell.source} is of band {cell.info.band}, the image of {frame.info.band}")
+            try:
+                cell = read_frame(entry.source, profile)
+            except InputError as trouble:  # another image may cover the same place
+                problems.append(str(trouble))
+                say(f"warning: left out: {trouble}")
+                continue
+            if problem := _band_problem(cell, frame):
+                problems.append(f"{cell.source} {problem}")
                 continue
             seen |= inside
             yield cell
@@ -217,19 +238,12 @@ class References:
 
         if archive == ZTF:
             return self._ztf_reference(frame, say)
-        n_y, n_x = frame.shape
-        x, y = (
-            np.array([(n_x - 1) / 2, 0, n_x - 1, 0, n_x - 1]),
-            np.array([(n_y - 1) / 2, 0, 0, n_y - 1, n_y - 1]),
-        )
-        ra, dec = frame.wcs.all_pix2world(x, y, 0)
-        radius = float(separation_arcsec(ra[0], dec[0], ra[1:], dec[1:]).max()) / 3600
-        say(f"fetching {archive} around {ra[0]:.4f} {dec[0]:+.4f}, radius {radius:.3f} deg")
+        ra, dec, radius = enclosing_cone(frame.wcs, frame.shape)
+        say(f"fetching {archive} around {ra:.4f} {dec:+.4f}, radius {radius:.3f} deg")
         client = find_reference_archive(archive, self.archive_settings or ArchiveSettings())
         folder = self.folder or cache_dir() / "references" / re.sub(r"\W+", "_", archive)
         folder.mkdir(parents=True, exist_ok=True)
-        return client.fetch(float(ra[0]) % 360, float(dec[0]), radius, frame.info.band or "clear", folder)
-
+        return client.fetch(ra, dec, radius, frame.info.band or "clear", folder)
 
     def _ztf_reference(self, frame: Frame, say: Say) -> list[Path]:
         """The survey's own reference image of a ZTF frame."""
@@ -265,7 +279,7 @@ def _is_one_image(source: str) -> bool:
 def _require(source: str) -> None:
     path = path_of(source)
     if not path.is_file():
-        raise InputError(f"{path}: no such reference")
+        raise InputError(f"{path}: no such reference; name a file, a folder, ps1, ztf or hips:ID")
 
 
 def _entries(source: str) -> list[Entry]:
@@ -307,10 +321,17 @@ def _same_file(one: str, other: str) -> bool:
     return path_of(one).resolve() == path_of(other).resolve()
 
 
-def _coverage(wcs: Any, shape: tuple[int, int], frame: Frame) -> NDArray[np.bool_]:
-    """Which nodes of a coarse grid over a science frame lie on a reference."""
-    rows, columns = (np.linspace(0.0, side - 1.0, NODES) for side in frame.shape)
-    x, y = pixel_to_pixel(wcs, frame.wcs)(*np.meshgrid(columns, rows))
-    with np.errstate(invalid="ignore"):
-        inside = (x > -0.5) & (x < shape[1] - 0.5) & (y > -0.5) & (y < shape[0] - 0.5)
-    return np.asarray(inside)
+def _band_problem(cell: Frame, frame: Frame) -> str | None:
+    """What is wrong with the band of a reference; None when it is that of the science frame, or not known."""
+    if frame.info.band and cell.info.band and cell.info.band != frame.info.band:
+        return f"is of band {cell.info.band}, the image of {frame.info.band}"
+    return None
+
+
+def _told_of_band(cell: Frame, frame: Frame) -> Frame:
+    """A named reference, with a warning where it is of another band: who names it may want just that."""
+    problem = _band_problem(cell, frame)
+    if problem is None:
+        return cell
+    warning = f"{problem}: colours of stars, and what they leave in the difference, differ"
+    return replace(cell, info=replace(cell.info, warnings=(*cell.info.warnings, warning)))

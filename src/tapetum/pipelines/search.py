@@ -17,19 +17,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tapetum import __version__
-from tapetum.core.errors import InputError, TapetumError, UsageError
+from tapetum.core.errors import InputError, UsageError
 from tapetum.core.files import whole_file
 from tapetum.core.progress import Progress, no_progress
 from tapetum.core.settings import Settings, settings_text, write_settings
 from tapetum.finders.transients import STAMP_SIZE, CandidateBatch, CandidateFlag, Transients, load, misfit
+from tapetum.images.celestial import sky_positions
 from tapetum.images.cutouts import centre_pixel
 from tapetum.images.detect import Detections
 from tapetum.images.fits import files_of, image_name, path_of, read_frame, write_frame
 from tapetum.images.frame import Bad
 from tapetum.images.photometry import forced_photometry
+from tapetum.images.subtract import SubtractionError
+from tapetum.images.summary import essential_gaps
 from tapetum.models.card import load_card
 from tapetum.models.registry import find_model
 from tapetum.pipelines.candidates import (
+    DECIMALS,
+    DESCRIPTIONS,
     UNITS,
     VETOES,
     Judged,
@@ -38,9 +43,11 @@ from tapetum.pipelines.candidates import (
     candidate_table,
     magnitudes,
     signal_to_noise,
+    typed,
 )
 from tapetum.pipelines.cutouts import candidate_cards, crosses_edge, cut_planes, write_cutout
-from tapetum.pipelines.outputs import fingerprint
+from tapetum.pipelines.folders import recover_folders, whole_folder
+from tapetum.pipelines.outputs import check_folder, fingerprint
 from tapetum.pipelines.references import References
 from tapetum.pipelines.runner import run_over
 from tapetum.pipelines.search_calibration import Catalogues, calibrate, match_known
@@ -64,9 +71,9 @@ from tapetum.pipelines.search_results import (
     SURROUNDINGS,
     VERB,
     carried_truth,
+    failed_log,
     result_folders,
     run_of,
-    whole_folder,
 )
 from tapetum.pipelines.search_steps import (
     PSF_STARS,
@@ -79,35 +86,40 @@ from tapetum.pipelines.search_steps import (
     good_area_deg2,
     point_noise,
     prepare,
-    sky_positions,
     spread,
     surroundings_of,
     together,
 )
-from tapetum.pipelines.steps import profile_files
+from tapetum.pipelines.steps import TROUBLE, WARNING, profile_files
 from tapetum.report.page import write_page
-from tapetum.report.tables import write_table
+from tapetum.report.tables import rounded, write_table
 from tapetum.simulate.truth import TRUTH_NAME, write_truth
 from tapetum.sky.catalogue import is_remote
 from tapetum.surveys.telescopes import find_telescope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
     from tapetum.core.settings import ClusterSettings
     from tapetum.finders.realbogus import Scores
-    from tapetum.images.frame import Frame
+    from tapetum.images.frame import Frame, FrameInfo
 
 Keep = Literal["difference", "all", "none"]
 Cutouts = Literal["fits", "none"]
 Cells = Literal["mosaic", "individual"]
 SHOWN = 24  # candidates pictured in the report
 FEATURES = (
-    *(column.name for column in fields(Detections)), "snr", "significance", "mag", "mag_err", "flux_template",
-)  # that a network may ask for
+    *(column.name for column in fields(Detections)),
+    "snr",
+    "significance",
+    "mag",
+    "mag_err",
+    "flux_template",
+)  # fmt: skip
+"""That a network may ask for."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,8 @@ class SearchOptions:
         star is a candidate.
     keep
         Images to keep.
+    fwhm_pix
+        Width of a star where an image has none that shows it [pixel]; None takes the header's.
     """
 
     references: tuple[str, ...] = ()
@@ -166,6 +180,7 @@ class SearchOptions:
     cutouts: Cutouts | None = None
     cutout_size: int = STAMP_SIZE
     keep: Keep = "difference"
+    fwhm_pix: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,8 @@ class Outcome:
         Why there is no result; None when there is one.
     skipped
         It was finished before.
+    warnings
+        What the user should know of it.
     """
 
     source: str
@@ -206,6 +223,7 @@ class Outcome:
     seconds: float = 0.0
     problem: str | None = None
     skipped: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Diary:
@@ -231,6 +249,12 @@ class Diary:
     def seconds(self) -> float:
         """Since the beginning."""
         return self._clock() - self._start
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was said with ``warning:`` before it, each once."""
+        found = [line.partition(WARNING)[2] for line in self.lines if WARNING in line]
+        return tuple(dict.fromkeys(found))
 
     def text(self) -> str:
         """All lines."""
@@ -296,11 +320,16 @@ def search(
     Raises
     ------
     UsageError
-        A folder of an image's name is there and is not the result of a search, or the model cannot score candidates.
+        `out` is a file, a folder of an image's name is there and is not the result of a search, or the model cannot
+        score candidates.
     InputError
         A reference, catalogue or telescope cannot be used.
     """
     _check_model(options)
+    check_folder(out)
+    if options.telescope:
+        find_telescope(options.telescope)  # once for all: no image could be read without it
+    recover_folders(out)
     tasks = plan(sources, out, options)
     for task in tasks:
         if _owner(task.folder) == "":
@@ -378,41 +407,66 @@ def search_image(
     *,
     threads: int = 1,
 ) -> Outcome:
-    """Search one image and write its folder, whole; a problem with it is part of the outcome."""
+    """Search one image and write its folder, whole; a problem with it is part of the outcome.
+
+    An earlier result goes only when the new one is whole: where the search fails it stays, and the reason is written
+    beside it, into ``<image>.failed.log``.
+    """
     diary = Diary()
     diary.say(f"tapetum {__version__}: {task.source}")
     unfit = "" if finder.model is None else misfit(finder.model.card, _stamps(options), FEATURES)
     if unfit:  # nobody asked for this network: it is no reason to stop
         diary.say(f"warning: {finder.name} scores nothing: {unfit}")
-    problem: str | None = None
-    with whole_folder(task.folder) as part:
-        found: Found | None = None
-        try:
-            with warnings.catch_warnings(record=True) as heard:
-                warnings.simplefilter("always")
-                found = _road(task, options, references, finder, catalogues, diary, threads)
-                for warning in dict.fromkeys(str(entry.message) for entry in heard):
-                    diary.say(f"warning: {warning}")
-        except (TapetumError, OSError, MemoryError) as reason:
-            problem = str(reason) or type(reason).__name__
-            diary.say(f"failed: {problem}")
-        command: dict[str, Any] = {
-            "verb": VERB,
-            "source": str(Path(task.source).absolute()),
-            **_flat(options),
-            "fingerprint": task.made_from,
-            "problem": problem,
-        }
-        if found is not None:
-            command |= {"n_candidates": found.n_candidates, "n_detections": len(found.table)}
-        if found is not None:
+    try:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            found = _road(task, options, references, finder, catalogues, diary, threads)
+            for warning in dict.fromkeys(str(entry.message) for entry in heard):
+                diary.say(f"warning: {warning}")
+        command = _command(task, options)
+        command |= {"n_candidates": found.n_candidates, "n_detections": len(found.table)}
+        with whole_folder(task.folder) as part:
             _write(part, task, options, found, diary, settings_text(settings, command), threads)
-        with whole_file(part / LOG) as log:
+            _write_record(part, settings, command, diary)
+        failed_log(task.folder).unlink(missing_ok=True)
+    except TROUBLE as reason:
+        problem = str(reason) or type(reason).__name__
+        diary.say(f"failed: {problem}")
+        try:
+            _leave_reason(task, options, settings, problem, diary)
+        except OSError as trouble:  # a full or read-only disk: the caller is told all the same
+            problem = f"{problem}; nor could this be written down: {trouble}"
+        return Outcome(
+            task.source, task.folder, seconds=diary.seconds, problem=problem, warnings=diary.warnings
+        )
+    n = (found.n_candidates, len(found.table))
+    return Outcome(task.source, task.folder, *n, diary.seconds, warnings=diary.warnings)
+
+
+def _command(task: Task, options: SearchOptions) -> dict[str, Any]:
+    """What the settings of a result say of the run."""
+    source = str(Path(task.source).absolute())
+    return {"verb": VERB, "source": source, **_flat(options), "fingerprint": task.made_from}
+
+
+def _write_record(part: Path, settings: Settings, command: dict[str, Any], diary: Diary) -> None:
+    """The log and the settings, with the time that everything took; the report could not know it yet."""
+    with whole_file(part / LOG) as log:
+        log.write_text(diary.text(), encoding="utf-8")
+    write_settings(part / SETTINGS, settings, {**command, "seconds": round(diary.seconds, 3)})
+
+
+def _leave_reason(task: Task, options: SearchOptions, settings: Settings, problem: str, diary: Diary) -> None:
+    """Write down why there is no result: beside an earlier one, or in its place where there is none."""
+    if not path_of(task.source).exists():
+        return  # a name that was mistyped is no image, and needs no folder
+    earlier = run_of(task.folder)
+    if earlier and "problem" not in earlier:
+        with whole_file(failed_log(task.folder)) as log:
             log.write_text(diary.text(), encoding="utf-8")
-        command["seconds"] = round(diary.seconds, 3)  # of everything; the report could not know it yet
-        write_settings(part / SETTINGS, settings, command)
-    n = (0, 0) if found is None else (found.n_candidates, len(found.table))
-    return Outcome(task.source, task.folder, *n, diary.seconds, problem)
+        return
+    with whole_folder(task.folder) as part:
+        _write_record(part, settings, {**_command(task, options), "problem": problem}, diary)
 
 
 def _flat(options: SearchOptions) -> dict[str, Any]:
@@ -435,6 +489,8 @@ class Field:
         On the whole science grid: each pixel from the first cell that has it; `template` is None without a reference.
     judged
         Detections of all cells.
+    flux_template : ndarray, shape (n,)
+        What the reference cell of each detection shows there, see `_template_flux`.
     """
 
     compared: Compared
@@ -442,6 +498,7 @@ class Field:
     template: NDArray[np.float32] | None
     mask: NDArray[np.uint8]
     judged: Judged
+    flux_template: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -493,35 +550,70 @@ def _road(
     for warning in frame.info.warnings:
         diary.say(f"warning: {warning}")
     diary.step("read")
-    science = prepare(frame, threads=threads, say=diary.say)
+    science = prepare(frame, fwhm_pix=options.fwhm_pix, threads=threads, say=diary.say)
     diary.step("background and PSF")
     catalogues = catalogues.around(frame, diary.say)
     frame, calibration = calibrate(
         frame, science, catalogues, refine=options.refine_wcs, threads=threads, say=diary.say
     )
     science = replace(science, wcs=frame.wcs)
-    field: Field | None = None
-    for reference in _references(frame, options, references, diary, threads):
-        field = _joined(field, *_search_one(science, reference, options, diary, threads))
-    assert field is not None  # there is at least one cell, or an error before
+    if references is None and not options.known:
+        diary.say("warning: without a reference every star is a candidate; --known takes known stars away")
+    for gap in _gaps(frame.info, calibration):
+        diary.say(f"warning: {gap}")
+    field = _searched(frame, science, references, options, diary, threads)
     return _gather(task.folder.name, frame, field, calibration, options, finder, catalogues, diary)
 
 
-def _references(
-    frame: Frame, options: SearchOptions, references: References | None, diary: Diary, threads: int
-) -> Iterator[Prepared | None]:
-    """Each aligned reference in turn; one None where there is none."""
+def _gaps(info: FrameInfo, calibration: Calibration) -> list[str]:
+    """What is guessed or not known of an image; a zero point by stars is known."""
+    by_stars = {} if calibration.origin == "header" else {"zero_point": calibration.origin}
+    return essential_gaps(replace(info, origin={**info.origin, **by_stars}))
+
+
+def _searched(
+    frame: Frame,
+    science: Prepared,
+    references: References | None,
+    options: SearchOptions,
+    diary: Diary,
+    threads: int,
+) -> Field:
+    """Search the image with each reference cell in turn; a cell that cannot be used is left out and told.
+
+    Raises
+    ------
+    InputError, SubtractionError
+        No cell can be used.
+    """
     if references is None:
-        yield None
-        return
-    n_stars = PSF_STARS if options.method == "zogy" else WIDTH_STARS
+        return _joined(None, *_search_one(science, None, options, diary, threads))
+    field: Field | None = None
+    problems: list[InputError | SubtractionError] = []
     for aligned in references.aligned(frame, cells=options.cells, say=diary.say, threads=threads):
-        for warning in aligned.info.warnings:
-            diary.say(f"warning: {aligned.source}: {warning}")
-        diary.step("reference aligned")
-        prepared = prepare(aligned, n_stars=n_stars, threads=threads, say=diary.say)
-        diary.step("background and PSF of the reference")
-        yield prepared
+        try:
+            reference = _prepared(aligned, options, diary, threads)
+            field = _joined(field, *_search_one(science, reference, options, diary, threads))
+        except (InputError, SubtractionError) as problem:
+            problems.append(problem)
+            diary.say(f"warning: {aligned.source}: left out: {problem}")
+    if field is not None:
+        return field
+    if len(problems) == 1:
+        raise problems[0]
+    reasons = "; ".join(dict.fromkeys(map(str, problems)))
+    raise SubtractionError(f"{frame.source}: none of {len(problems)} reference cells can be used: {reasons}")
+
+
+def _prepared(aligned: Frame, options: SearchOptions, diary: Diary, threads: int) -> Prepared:
+    """An aligned reference with its PSF."""
+    for warning in aligned.info.warnings:
+        diary.say(f"warning: {aligned.source}: {warning}")
+    diary.step("reference aligned")
+    n_stars = PSF_STARS if options.method == "zogy" else WIDTH_STARS
+    reference = prepare(aligned, n_stars=n_stars, fwhm_pix=options.fwhm_pix, threads=threads, say=diary.say)
+    diary.step("background and PSF of the reference")
+    return reference
 
 
 def _search_one(
@@ -539,8 +631,9 @@ def _search_one(
 
 def _joined(before: Field | None, compared: Compared, judged: Judged) -> Field:
     """A further reference cell: it fills what the earlier ones do not have, and what it finds again is flagged."""
+    flux = _template_flux(compared, judged)
     if before is None:
-        return Field(compared, compared.data, compared.template, compared.mask, judged)
+        return Field(compared, compared.data, compared.template, compared.mask, judged, flux)
     new = np.isnan(before.difference) & np.isfinite(compared.data)
     template = compared.template
     if template is not None and before.template is not None:
@@ -549,7 +642,8 @@ def _joined(before: Field | None, compared: Compared, judged: Judged) -> Field:
     larger = np.isfinite(compared.data).sum() > np.isfinite(before.compared.data).sum()
     chosen = compared if larger else before.compared
     difference = np.where(new, compared.data, before.difference)
-    return Field(chosen, difference, template, mask, together(before.judged, judged))
+    flux = np.concatenate([before.flux_template, flux])
+    return Field(chosen, difference, template, mask, together(before.judged, judged), flux)
 
 
 def _gather(
@@ -567,8 +661,7 @@ def _gather(
     flags[crosses_edge(found.x, found.y, options.cutout_size, frame.shape)] |= int(CandidateFlag.EDGE)
     ra, dec = sky_positions(frame.wcs, found.x, found.y)
     mag, mag_err = magnitudes(found.flux, found.flux_err, calibration.zero_point)
-    before = _template_flux(field, found.x, found.y)
-    light = Photometry(ra, dec, found.flux, found.flux_err, mag, mag_err, before)
+    light = Photometry(ra, dec, found.flux, found.flux_err, mag, mag_err, field.flux_template)
     known = match_known(catalogues, ra, dec, options.match_radius_arcsec)
     flags[[bool(label) for label in known.name]] |= int(CandidateFlag.KNOWN)
     drop = not options.references if options.drop_known is None else options.drop_known
@@ -584,9 +677,10 @@ def _gather(
     return replace(result, table=table, keep=survives[order])
 
 
-def _template_flux(field: Field, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Forced PSF photometry of the reference at the detections [science DN]; NaN without a reference."""
-    reference, made = field.compared.reference, field.compared.difference
+def _template_flux(compared: Compared, judged: Judged) -> NDArray[np.float64]:
+    """Forced PSF photometry of the reference at its detections [science DN]; NaN without a reference."""
+    reference, made = compared.reference, compared.difference
+    x, y = judged.found.x, judged.found.y
     if reference is None or made is None or not len(x):
         return np.full(len(x), np.nan)
     plane = reference.plane
@@ -662,7 +756,8 @@ def _write(
     """Everything into a folder that is not the final one yet."""
     candidates = found.table.filter(found.keep)
     for name, table in ((CANDIDATES, candidates), (DETECTIONS, found.table)):
-        write_table(table, str(part / name), units=UNITS)
+        words = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        write_table(rounded(table, DECIMALS), str(part / name), typed(words), UNITS, DESCRIPTIONS)
     _write_surroundings(part / SURROUNDINGS, found, threads)
     truth = carried_truth(task.source, task.folder.name)
     if truth is not None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from tapetum.core.errors import InputError, NetworkError
+from tapetum.images.celestial import enclosing_cone
 from tapetum.pipelines.candidates import Known
 from tapetum.pipelines.search_steps import Calibration, nobody
-from tapetum.sky.match import match_sky, separation_arcsec
+from tapetum.sky.match import match_sky
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 STAR_SIGMA = 5.0  # per pixel
 STAR_SNR = 20.0
-CONE_MARGIN_DEG = 0.01  # for a WCS that is a little off
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ class Catalogues:
             return self
         from tapetum.sky.catalogue import fetch_catalogue
 
-        ra, dec, radius = _cone(frame)
+        if frame.wcs is None:
+            raise InputError(
+                f"{frame.source}: has no WCS, so no catalogue can be fetched around it; name a table"
+            )
+        ra, dec, radius = enclosing_cone(frame.wcs, frame.shape)
         known = tuple(
             (name, fetch_catalogue(name, ra, dec, radius, server=self.server)) for name in self.remote_known
         )
@@ -105,22 +109,6 @@ class Catalogues:
             say(f"warning: {self.remote_stars} cannot be fetched, the header calibrates: {problem}")
             return found
         return replace(found, stars=stars, stars_name=self.remote_stars)
-
-
-def _cone(frame: Frame) -> tuple[float, float, float]:
-    """Centre and radius of the circle that encloses an image, (ra, dec, radius) [deg]."""
-    if frame.wcs is None:
-        raise InputError(
-            f"{frame.source}: has no WCS, so no catalogue can be fetched around it; name a table"
-        )
-    n_y, n_x = frame.shape
-    x, y = (
-        np.array([(n_x - 1) / 2, 0, n_x - 1, 0, n_x - 1]),
-        np.array([(n_y - 1) / 2, 0, 0, n_y - 1, n_y - 1]),
-    )
-    ra, dec = frame.wcs.all_pix2world(x, y, 0)
-    radius = float(separation_arcsec(ra[0], dec[0], ra[1:], dec[1:]).max()) / 3600
-    return float(ra[0]) % 360.0, float(dec[0]), radius + CONE_MARGIN_DEG
 
 
 def match_known(

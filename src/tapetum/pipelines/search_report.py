@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 PREVIEW_PIXELS = 620  # of the longer side of a picture of a whole image
 MOST_ROWS = 500  # of the ranking on the page
+MOST_RINGS = 300  # on a picture; more hide what they mark
 PICTURES = ("science", "template", "difference")
 GONE = "var(--band-r, #cc3333)"
 
@@ -188,7 +189,7 @@ def _facts(report: QualityReport) -> list[Fact]:
         Fact("candidates", f"{n:,}", f"of {all_of:,} detections, {all_of - n:,} ruled out"),
         Fact("depth", _number(words, "mag_limit", ".2f"), "mag, 5 sigma of a point source"),
         Fact("zero point", _number(words, "zero_point", ".3f"), f"mag, {words.get('zero_point_origin', '')}"),
-        Fact("seeing", f"{sky.psf.quality.fwhm_pix:.2f} px", f"{sky.psf.quality.n_stars} stars"),
+        Fact("seeing", f"{sky.psf.quality.fwhm_pix:.2f} px", _seeing_note(sky)),
         Fact("sky", f"{sky.sky:.4g} DN", f"noise {float(np.median(sky.plane.noise[::8, ::8])):.3g} DN"),
     ]
     if report.reference is not None:
@@ -205,6 +206,12 @@ def _facts(report: QualityReport) -> list[Fact]:
     seconds = sum(seconds for _, seconds in report.steps)
     facts.append(Fact("time", f"{seconds:.1f} s", "up to this page"))
     return facts
+
+
+def _seeing_note(image: Prepared) -> str:
+    said = image.info.fwhm_pix
+    header = "" if said is None else f"; the header says {said:.2f}"
+    return f"FWHM of the PSF of {image.psf.quality.n_stars} stars{header}"
 
 
 def _gallery(report: QualityReport) -> Cards:
@@ -225,7 +232,7 @@ def _card(exhibit: Exhibit) -> Card:
     ]
     level = row["probability"] if row["probability"] is not None else row["score"]
     values = [
-        (row["band"] or "mag", "none" if row["mag"] is None else f"{row['mag']:.2f} ± {row['mag_err']:.2f}"),
+        (row["band"] or "mag", _brightness(row["mag"], row["mag_err"])),
         ("S/N", f"{row['snr']:.1f}"),
         ("x, y", f"{row['x']:.1f}, {row['y']:.1f}"),
         ("change", "brighter" if row["sign"] > 0 else "fainter"),
@@ -233,7 +240,7 @@ def _card(exhibit: Exhibit) -> Card:
     if row["ra"] is not None:
         values += [("ra", f"{row['ra']:.5f}°"), ("dec", f"{row['dec']:+.5f}°")]
     if row["fwhm"] is not None:
-        values.append(("FWHM", f"{row['fwhm']:.1f} of {row['fwhm_psf']:.1f} px"))
+        values.append(("FWHM", f"{row['fwhm']:.1f} px, a star {row['fwhm_psf']:.1f}"))
     if row["length_pix"]:
         values.append(("trail", f"{row['length_pix']:.1f} px at {row['angle_deg']:.0f}°"))
     if row["match"]:
@@ -242,9 +249,24 @@ def _card(exhibit: Exhibit) -> Card:
     return Card(row["candidate_id"], row["candidate_id"], score, level, stamps, values=values)
 
 
+def _brightness(mag: float | None, error: float | None) -> str:
+    """A magnitude with as many digits as its error needs; words where nothing tells the zero point.
+
+    >>> _brightness(13.1625, 0.0018), _brightness(20.4, 0.21), _brightness(None, None)
+    ('13.1625 ± 0.0018', '20.40 ± 0.21', 'no zero point')
+    """
+    if mag is None or error is None:
+        return "no zero point"
+    digits = 2 if error >= 0.0995 else 3 if error >= 0.00995 else 4
+    return f"{mag:.{digits}f} ± {error:.{digits}f}"
+
+
 def _pictures(report: QualityReport) -> list[Figure]:
     """Previews with the candidates marked on the science and the difference image."""
-    x, y, sign = (report.candidates[name].to_numpy() for name in ("x", "y", "sign"))
+    marked = report.candidates.slice(0, MOST_RINGS)
+    x, y, sign = (marked[name].to_numpy() for name in ("x", "y", "sign"))
+    of = len(report.candidates)
+    which = "candidates" if of <= MOST_RINGS else f"the best {MOST_RINGS} of {of:,} candidates"
     rings = [Rings(x[sign > 0], y[sign > 0], ACCENT_2), Rings(x[sign < 0], y[sign < 0], GONE)]
     out = []
     for name, plane in zip(PICTURES, report.planes, strict=True):
@@ -252,7 +274,7 @@ def _pictures(report: QualityReport) -> list[Figure]:
             continue
         marks = [] if name == "template" else rings
         text = (f"Means of {report.step} x {report.step} pixels. " if report.step > 1 else "") + (
-            "Rings are candidates: ochre is brighter than before, red is fainter." if marks else ""
+            f"Rings are {which}: ochre is brighter than before, red is fainter." if marks else ""
         )
         svg = image_svg(plane, marks, step=report.step, title=f"{name} image", width=PREVIEW_PIXELS)
         out.append(Figure(f"{name.capitalize()} image", svg, text))
@@ -265,13 +287,13 @@ def _ranking(report: QualityReport) -> Rows:
         Column("id"),
         Column("probability", ".3f"),
         Column("S/N", ".1f"),
-        Column("mag", ".2f"),
-        Column("error", ".2f", "mag"),
+        Column("mag", ".3f"),
+        Column("error", ".4f", "mag"),
         Column("x", ".1f"),
         Column("y", ".1f"),
         Column("ra", ".5f", "deg"),
         Column("dec", "+.5f", "deg"),
-        Column("FWHM", ".2f", "pixel"),
+        Column("FWHM", ".2f", "pixel, by adaptive moments, as fwhm_psf in the table"),
         Column("change"),
         Column("known"),
         Column("flags"),
@@ -304,7 +326,7 @@ def _figures(report: QualityReport) -> list[Figure]:
         ("detections", np.histogram(everything, edges)[0], ACCENT_2),
         ("candidates", np.histogram(kept, edges)[0], ACCENT),
     ]
-    svg = histogram_svg(edges, series, x_label="log10 S/N", y_label="number")
+    svg = histogram_svg(edges, series, x_label="S/N", y_label="number", x_log=True)
     return [Figure("Signal-to-noise ratios", svg, "Detections, and those that nothing rules out.")]
 
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tomllib
-from contextlib import contextmanager
 from dataclasses import dataclass
-from secrets import token_hex
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapetum.core.errors import FormatError, InputError
 from tapetum.images.fits import path_of
+from tapetum.pipelines.folders import OLD, PART
 from tapetum.simulate.truth import TRUTH_NAME as TRUTH
+from tapetum.simulate.truth import read_list
 from tapetum.surveys.telescopes import SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from astropy.table import Table
@@ -33,7 +33,6 @@ OWN_FOLDERS = (
     "candidates_training",
     "completeness",
 )  # that other verbs make beside the results
-PART, OLD = ".part", ".old"  # of folders that are being written or replaced
 PLANES = ("science", "template", "difference")
 REAL_KINDS = ("point", "transient", "star", "streak", "asteroid", "comet")
 EXTENDED_RADIUS_PIX = 5.0  # a comet's brightest pixel is not sharply defined
@@ -80,7 +79,8 @@ class SearchResult:
         FormatError
             The table does not say it.
         """
-        words = str(self.candidates.meta.get("shape", "")).split()
+        shape = self.candidates.meta.get("shape", "")
+        words = shape.split() if isinstance(shape, str) else list(shape)
         if len(words) != 2:
             raise FormatError(f"{self.folder / CANDIDATES}: no shape in its metadata; search the image again")
         return int(words[0]), int(words[1])
@@ -91,24 +91,12 @@ class SearchResult:
         return radius_arcsec / scale if np.isfinite(scale) else radius_arcsec
 
 
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill; it becomes `target` when the block ends well, and an old `target` is then gone."""
-    part = target.with_name(f"{target.name}.{token_hex(4)}{PART}")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if target.exists():
-            old = target.with_name(f"{target.name}.{token_hex(4)}{OLD}")
-            target.rename(old)
-            part.rename(target)
-            shutil.rmtree(old)
-        else:
-            part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def failed_log(folder: Path) -> Path:
+    """Log of a failed search whose folder keeps an earlier result."""
+    return folder.with_name(f"{folder.name}.failed.log")
 
 
+@lru_cache(maxsize=65536)
 def image_stem(source: str) -> str:
     """Name of an image file without folder, FITS suffixes and extension.
 
@@ -187,7 +175,9 @@ def read_unsearched(folder: Path, truth: Sequence[Path] = ()) -> list[Unsearched
     for place in failed:
         source = str(run_of(place).get("source", place.name))
         known = carried_truth(source, place.name)
-        known = truth_for(source, tables) if known is None else known
+        if known is None and tables:
+            beside = _sources_beside([place])
+            known = truth_for(source, tables, [beside[other] for other in beside if other != place])
         out.append(Unsearched(place.name, source, None if known is None else len(known[is_source(known)])))
     return out
 
@@ -202,8 +192,9 @@ def unsearched_words(failed: Sequence[Unsearched], n_searched: int) -> str:
     if not failed:
         return ""
     n, total = len(failed), len(failed) + n_searched
-    n_sources = sum(one.n_sources or 0 for one in failed)
-    its = f"{'its' if n == 1 else 'their'} {n_sources} simulated sources are not counted"
+    known = [one.n_sources for one in failed if one.n_sources is not None]
+    sources = f"{sum(known)} simulated sources are" if known else "truth is"
+    its = f"{'its' if n == 1 else 'their'} {sources} not counted"
     which = ", ".join(one.name for one in failed[:3]) + (", ..." if n > 3 else "")
     return f"{n} {'image' if n == 1 else 'images'} of {total} could not be searched, {its}: {which}"
 
@@ -261,13 +252,9 @@ def _filled(column: Any) -> NDArray[np.float64]:
 
 
 def _list_truth(path: Path) -> Table:
-    from astropy.table import Table
-
     try:
-        first = path.read_text(encoding="utf-8").lstrip()[:7]
-        kind = "ascii.ecsv" if first.startswith("# %ECSV") else "ascii.commented_header"
-        table = Table.read(path, format=kind)
-    except (OSError, ValueError, KeyError) as problem:
+        table = read_list(path)
+    except OSError as problem:
         raise FormatError(f"{path}: not a readable truth table: {problem}") from None
     for numeric in ("x", "y", "Xpos", "Ypos", "mag"):
         if numeric in table.colnames and table[numeric].dtype.kind not in "fiu":
@@ -317,24 +304,115 @@ def truth_files(named: Iterable[Path]) -> list[Path]:
     return found
 
 
-def truth_for(source: str, tables: Sequence[tuple[Path, Table]]) -> Table | None:
+def truth_for(source: str, tables: Sequence[tuple[Path, Table]], others: Sequence[str] = ()) -> Table | None:
     """The rows of truth tables that belong to an image.
 
     A row belongs to it when its `filename` names the image file; a table without file names belongs to the images
-    whose name begins as its own does (``sim_0_truth.json`` to ``sim_0_sci.fits.fz``).
+    whose name begins as its own does (``sim_0_truth.json`` to ``sim_0_sci.fits.fz``). Among images of one name it is
+    the one whose folders agree best with those of the row, or of its table; never one that is another file.
+
+    Parameters
+    ----------
+    others
+        Further images that rows may belong to.
+
+    Raises
+    ------
+    InputError
+        A row may belong to this image as well as to another one.
     """
     from astropy.table import vstack
 
-    stem, parts = image_stem(source), []
+    parts = []
     for path, table in tables:
-        names = [image_stem(str(name)) if name else "" for name in table["filename"]]
-        chosen = np.array([name == stem for name in names], bool)
-        if not any(names):
-            begin = path.name.split(".")[0].removesuffix("_truth")
-            chosen[:] = re.fullmatch(re.escape(begin) + r"(_.*)?", stem) is not None
+        names = [str(name) if name else "" for name in table["filename"]]
+        some = any(names)  # else the table's own name tells
+        ours = {
+            name: (bool(name) or not some) and _belongs(name, path, source, others)
+            for name in dict.fromkeys(names)
+        }
+        chosen = np.array([ours[name] for name in names], bool)
         if chosen.any():
             parts.append(table[chosen])
     return vstack(parts, metadata_conflicts="silent") if parts else None
+
+
+def truths_of(results: Sequence[SearchResult], tables: Sequence[tuple[Path, Table]]) -> list[Table | None]:
+    """The truth of each result: the table that the search carried along, else the rows of `tables` that are its own.
+
+    Raises
+    ------
+    InputError
+        A row may belong to several images.
+    FormatError
+        A table cannot be read.
+    """
+    places = _sources_beside([result.folder for result in results]) if tables else {}
+    places |= {result.folder: result.source for result in results}
+    out = []
+    for result in results:
+        own = result.folder / TRUTH
+        others = [source for place, source in places.items() if place != result.folder]
+        out.append(read_truth(own) if own.is_file() else truth_for(result.source, tables, others))
+    return out
+
+
+def _sources_beside(folders: Sequence[Path]) -> dict[Path, str]:
+    """The image of every result folder that lies beside some, the failed ones too: truth may be theirs."""
+    parents = dict.fromkeys(folder.parent for folder in folders)
+    runs = {place: run_of(place) for parent in parents for place in result_folders(parent)}
+    return {place: str(run["source"]) for place, run in runs.items() if "source" in run}
+
+
+def _belongs(name: str, table: Path, source: str, others: Sequence[str]) -> bool:
+    """Whether a file name in a truth table (empty: none, the table's name tells) means this image and no other."""
+    if not _may_mean(name, table, source):
+        return False
+    agreement = _common_folders(name, table, source)
+    for other in others:
+        if not _may_mean(name, table, other):
+            continue
+        theirs = _common_folders(name, table, other)
+        if theirs > agreement:
+            return False
+        if theirs == agreement:
+            raise InputError(
+                f"{table}: {name or 'what it lists'} may be of {source} or of {other}; write the image's "
+                "folder into the column filename, or put the table beside its image and search again"
+            )
+    return True
+
+
+def _may_mean(name: str, table: Path, source: str) -> bool:
+    stem = image_stem(source)
+    if not name:
+        begin = table.name.split(".")[0].removesuffix("_truth")
+        return re.fullmatch(re.escape(begin) + r"(_.*)?", stem) is not None
+    if image_stem(name) != stem:
+        return False
+    number, wanted = (text.removeprefix(str(path_of(text))) for text in (name, source))
+    if number and wanted and number != wanted:
+        return False
+    place, image = _place(name, table), path_of(source).absolute()
+    if image.parent == table.absolute().parent:
+        return True  # beside its image it may name the place where it was made
+    return not (place.is_file() and image.is_file()) or place.samefile(image)
+
+
+def _place(name: str, table: Path) -> Path:
+    """Where a file lies that a table names; what is not absolute is seen from the table's folder."""
+    return (table.parent / path_of(name)).absolute() if name else table.absolute()
+
+
+def _common_folders(name: str, table: Path, source: str) -> int:
+    """How many folders two paths share, counted from their ends."""
+    ours, theirs = (reversed(path.parent.parts) for path in (path_of(source).absolute(), _place(name, table)))
+    n = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other:
+            break
+        n += 1
+    return n
 
 
 def carried_truth(source: str, name: str) -> Table | None:

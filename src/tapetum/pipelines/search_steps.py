@@ -15,6 +15,7 @@ from tapetum.finders.realbogus import Scores
 from tapetum.finders.transients import CandidateFlag
 from tapetum.images.background import estimate_background
 from tapetum.images.detect import Detections, detect_difference
+from tapetum.images.difference import TOO_QUIET
 from tapetum.images.edges import without_bad_edges
 from tapetum.images.frame import Bad
 from tapetum.images.psf import PsfModel, measure_psf
@@ -28,6 +29,8 @@ from tapetum.pipelines.candidates import (
     measure_evidence,
     repeated,
 )
+from tapetum.pipelines.saturated import large_areas, new_saturated
+from tapetum.pipelines.steps import WARNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +47,6 @@ GALAXY_RATIO = 1.35  # wider than a star by this much is a galaxy
 GALAXY_SNR = 20.0
 PSF_STARS = 400  # most that the PSF is measured from
 WIDTH_STARS = 120  # where only its width matters, and the light of what is at a candidate's place
-LEAST_SATURATED = 4  # pixels; fewer are hot pixels or particles
 
 
 def nobody(message: str) -> None:
@@ -83,13 +85,22 @@ class Prepared:
         return self.plane.psf
 
 
-def prepare(frame: Frame, *, n_stars: int = PSF_STARS, threads: int = 1, say: Say = nobody) -> Prepared:
+def prepare(
+    frame: Frame,
+    *,
+    n_stars: int = PSF_STARS,
+    fwhm_pix: float | None = None,
+    threads: int = 1,
+    say: Say = nobody,
+) -> Prepared:
     """Mask edges that the detector gets wrong, take away the sky, measure noise and PSF.
 
     Parameters
     ----------
     n_stars
         Most stars to measure the PSF from.
+    fwhm_pix
+        Width of a star where none shows it [pixel]; None takes the header's.
     threads
         The result does not depend on it.
     say
@@ -98,7 +109,7 @@ def prepare(frame: Frame, *, n_stars: int = PSF_STARS, threads: int = 1, say: Sa
     Raises
     ------
     InputError
-        There is no sky, or neither a star nor the header tells the width of the PSF.
+        There is no sky, or neither a star nor the header nor `fwhm_pix` tells the width of the PSF.
     """
     frame, edges = without_bad_edges(frame)
     if edges:
@@ -107,10 +118,14 @@ def prepare(frame: Frame, *, n_stars: int = PSF_STARS, threads: int = 1, say: Sa
     try:
         psf = measure_psf(frame.data, background, frame.mask, frame.info, n_max=n_stars, threads=threads)
     except InputError as problem:
-        if frame.info.fwhm_pix is None:
-            raise InputError(f"{frame.source}: {problem}") from None
-        say(f"{frame.source}: {problem}; a Moffat profile of the header's seeing is used")
-        psf = PsfModel.moffat(frame.info.fwhm_pix, ASSUMED_BETA, frame.shape)
+        width = fwhm_pix or frame.info.fwhm_pix
+        if width is None:
+            raise InputError(
+                f"{frame.source}: {problem}; give the seeing with --fwhm, or a --telescope whose profile names its key"
+            ) from None
+        said = "the seeing that was given" if fwhm_pix else "the header's seeing"
+        say(f"{frame.source}: {problem}; a Moffat profile of {said}, {width:.2f} px, is used")
+        psf = PsfModel.moffat(width, ASSUMED_BETA, frame.shape)
     sky = float(np.median(background.level[::8, ::8]))
     data = frame.data - background.level
     gain = believable_gain(frame.info, sky, background.typical_noise)
@@ -192,6 +207,11 @@ def compare(
         return Compared(science, None, None, plane.data, noise.astype(np.float32), plane.mask, science.psf)
     made = subtract(science.plane, reference.plane, method=method, convolve=convolve, threads=threads)
     say(f"subtracted by {made.method}, {made.convolved} convolved: {quality_words(made)}")
+    if made.quality.noise_ratio < TOO_QUIET:
+        say(
+            f"{WARNING}the noise of the images was over-estimated, as in crowded fields: only"
+            f" {made.quality.noise_ratio:.2f} of it is there; the noise map of the difference was scaled down to that"
+        )
     return Compared(science, reference, made, made.data, made.noise, made.mask, made.psf or science.psf)
 
 
@@ -220,7 +240,7 @@ def find(
     threshold: float = 5.0,
     threads: int = 1,
 ) -> Judged:
-    """Detect, look at the surroundings of each detection, and judge it."""
+    """Detect, look at the surroundings of each detection, and judge it; new objects that saturate are added."""
     found = detect_difference(
         compared.data,
         compared.noise,
@@ -230,12 +250,28 @@ def find(
         both_signs=compared.reference is not None,
         threads=threads,
     )
-    evidence = measure_evidence(found, surface_of(compared))
-    return Judged(found, evidence, judge(found, evidence, limits))
+    surface = surface_of(compared)
+    evidence = measure_evidence(found, surface)
+    judged = Judged(found, evidence, judge(found, evidence, limits))
+    bright = new_saturated(compared)
+    if not len(bright):
+        return judged
+    own = np.full(len(bright), int(CandidateFlag.SATURATED), np.int32)  # no veto by their own pixels
+    return _both(judged, Judged(bright, measure_evidence(bright, surface), own))
 
 
 def together(first: Judged, second: Judged) -> Judged:
     """Detections of two reference cells; what the second finds again, or better, is flagged in the worse of the two."""
+    joined = _both(first, second)
+    found, flags = joined.found, joined.flags
+    group = np.repeat([0, 1], [len(first.found), len(second.found)])
+    worse = repeated(found.x, found.y, found.snr, group, found.fwhm_psf_pix)
+    flags[worse] |= int(CandidateFlag.REPEATED)
+    return joined
+
+
+def _both(first: Judged, second: Judged) -> Judged:
+    """One after the other."""
     a, b = first.found.columns(), second.found.columns()
     found = Detections(**{name: np.concatenate([a[name], b[name]]) for name in a})
     names = [part.name for part in fields(Evidence)]
@@ -245,11 +281,7 @@ def together(first: Judged, second: Judged) -> Judged:
             for name in names
         }
     )
-    flags = np.concatenate([first.flags, second.flags])
-    group = np.repeat([0, 1], [len(first.found), len(second.found)])
-    worse = repeated(found.x, found.y, found.snr, group, found.fwhm_psf_pix)
-    flags[worse] |= int(CandidateFlag.REPEATED)
-    return Judged(found, evidence, flags)
+    return Judged(found, evidence, np.concatenate([first.flags, second.flags]))
 
 
 def spread(scores: Scores, rows: NDArray[np.intp], n: int) -> Scores:
@@ -280,11 +312,11 @@ def surface_of(compared: Compared) -> Surface:
 
 
 def saturated_pixels(compared: Compared) -> NDArray[np.bool_]:
-    """Where either image is saturated, in areas of at least `LEAST_SATURATED` pixels."""
+    """Where either image is saturated, in areas of at least `saturated.LEAST_SATURATED` pixels."""
     bits = compared.science.plane.mask & np.uint8(Bad.SATURATED)
     if compared.reference is not None:
         bits = bits | (compared.reference.plane.mask & np.uint8(Bad.SATURATED))
-    return np.asarray(bits != 0)
+    return np.asarray(large_areas(bits != 0)[0] > 0)
 
 
 @dataclass(frozen=True)
@@ -315,7 +347,6 @@ def surroundings_of(compared: Compared, *, threads: int = 1) -> Surroundings:
     stars = [
         ((box[1].start + box[1].stop - 1) / 2, (box[0].start + box[0].stop - 1) / 2, np.sqrt(size / np.pi))
         for box, size in zip(boxes, sizes.tolist(), strict=True)
-        if size >= LEAST_SATURATED
     ]
     galaxies = _galaxies(compared.reference or compared.science, threads)
     rows = np.array([*galaxies, *stars], np.float64).reshape(-1, 3)
@@ -357,14 +388,6 @@ class Calibration:
     error: float = float("nan")
     origin: str = "header"
     notes: dict[str, str] = field(default_factory=dict)
-
-
-def sky_positions(wcs: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[Any, Any]:
-    """ICRS positions of pixels [deg]; NaN without a celestial WCS."""
-    if wcs is None or not wcs.has_celestial or not len(x):
-        return np.full(len(x), np.nan), np.full(len(x), np.nan)
-    ra, dec = wcs.all_pix2world(x, y, 0)
-    return np.asarray(ra, np.float64) % 360.0, np.asarray(dec, np.float64)
 
 
 def good_area_deg2(mask: MaskPlane, data: Image, scale_arcsec: float | None) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from tapetum.core.errors import InputError, UsageError
 from tapetum.core.progress import Progress, no_progress
 from tapetum.images.background import estimate_background
+from tapetum.images.edges import without_bad_edges
 from tapetum.images.fits import files_of, image_name, path_of, read_frame, write_frame
 from tapetum.images.psf import PsfModel, measure_psf
 from tapetum.pipelines.outputs import fingerprint, finished_run, record_settings, settings_path
@@ -22,7 +23,7 @@ from tapetum.pipelines.search_calibration import Catalogues, calibrate
 from tapetum.pipelines.search_steps import prepare
 from tapetum.pipelines.steps import TROUBLE, name_outputs, planes_of, profile_files, reason
 from tapetum.simulate.inject import inject
-from tapetum.simulate.scene import SceneSettings, simulate_scene
+from tapetum.simulate.scene import EpochChange, SceneSettings, second_epoch, simulate_scene
 from tapetum.simulate.sources import Conditions, Hosts, draw_sources, find_hosts, parse_kinds
 from tapetum.simulate.truth import TRUTH_NAME, name_file, read_truth, stack_truth, write_truth
 from tapetum.sky.catalogue import is_remote
@@ -39,6 +40,9 @@ TRUTH_FOLDER = "truth"  # one table per image, from which the one table of the f
 ASSUMED_BETA = 3.2  # of the Moffat profile where the user gives the seeing instead of a measurement
 SCENE_SUFFIX = ".fits.fz"
 LEAST_SIDE = 128  # of a scene [pixel]
+# a night with slightly worse seeing and more moonlight; the transparency is the same, so that the zero point of the
+# header stays true
+EPOCH_CHANGE = EpochChange(shift=(4.4, 2.7), fwhm_ratio=1.15, sky_factor=1.1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class SimulateOptions:
         Share of the transients that lie on a galaxy of the image, where it has any.
     seed
         With the name of an image it decides everything that is drawn for it.
+    another_epoch
+        Put the sources not into the image, but into another exposure of its field that is simulated from it.
     """
 
     number: int = 100
@@ -81,6 +87,7 @@ class SimulateOptions:
     fwhm_pix: float | None = None
     on_galaxies: float = 0.5
     seed: int = 0
+    another_epoch: bool = False
 
     def check(self) -> dict[str, int]:
         """Sources of each kind.
@@ -222,8 +229,9 @@ def scene_settings(options: SimulateOptions, given: Collection[str], shape: tupl
         A value that makes no sense, or an option that only images have.
     """
     counts = options.check()
-    if unfit := sorted({"telescope", "mask", "catalogue"} & set(given)):
-        raise UsageError(f"--{unfit[0]} is of images; scenes have none")
+    if unfit := sorted({"telescope", "mask", "catalogue", "another_epoch"} & set(given)):
+        option = {"another_epoch": "second-epoch"}.get(unfit[0], unfit[0])
+        raise UsageError(f"--{option} is of images; scenes have none")
     if min(shape) < LEAST_SIDE:
         raise UsageError(
             f"--size {shape[0]} {shape[1]}: a scene is at least {LEAST_SIDE} pixels wide and high"
@@ -317,7 +325,11 @@ def _simulate_image(
         frame = _with_overrides(read_frame(source, profile, mask=options.mask), options)
         frame = replace(frame, name=image_name(source))
         frame, measured = _calibrated(frame, stars) if options.catalogue is not None else (frame, [])
-        done, truth, notes = put_in(frame, options, rng_of(options.seed, frame.name))
+        rng = rng_of(options.seed, frame.name)
+        if options.another_epoch:
+            done, truth, notes = another_epoch(frame, options, rng, frame.name)
+        else:
+            done, truth, notes = put_in(frame, options, rng)
         name_file(truth, output.name)
         settings_path(output).unlink(
             missing_ok=True
@@ -325,6 +337,9 @@ def _simulate_image(
         history = [
             f"tapetum images simulate: {len(truth)} sources, seed {options.seed}, truth in {TRUTH_NAME}"
         ]
+        if options.another_epoch:
+            history += [f"not observed, but another exposure simulated from {Path(source).name};"]
+            history += ["time and other cards are those of that image"]
         write_frame(
             output,
             done.data,
@@ -411,6 +426,42 @@ def put_in(frame: Frame, options: SimulateOptions, rng: np.random.Generator) -> 
     sources = draw_sources(counts, conditions, draws)
     done, truth = inject(frame, psf, sources, noise, background=background, seed=options.seed)
     return done, truth, notes
+
+
+def another_epoch(
+    frame: Frame, options: SimulateOptions, rng: np.random.Generator, name: str
+) -> tuple[Frame, Any, list[str]]:
+    """Another exposure of the field of a real image with sources in it; the real image then is the reference.
+
+    Parameters
+    ----------
+    frame
+        The real image.
+    name
+        Of the other exposure.
+
+    Returns
+    -------
+    Frame
+        A little worse in seeing and sky, see `EPOCH_CHANGE` and `tapetum.simulate.scene.second_epoch`.
+    astropy.table.Table
+        The truth of its sources.
+    list of str
+        What the user should know.
+
+    Raises
+    ------
+    InputError
+        As `put_in`.
+    """
+    noise, draws = rng.spawn(2)
+    frame, _ = without_bad_edges(frame)  # else they would be bright and dim sky of the other exposure
+    background = estimate_background(frame.data, frame.mask)
+    fwhm = _psf(frame, background, options).quality.fwhm_pix
+    empty = second_epoch(frame, background, fwhm, EPOCH_CHANGE, noise, name=name)
+    if options.fwhm_pix is not None:
+        options = replace(options, fwhm_pix=options.fwhm_pix * EPOCH_CHANGE.fwhm_ratio)
+    return put_in(empty, options, draws)
 
 
 def _psf(frame: Frame, background: Background, options: SimulateOptions) -> PsfModel:

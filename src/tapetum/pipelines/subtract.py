@@ -33,6 +33,7 @@ CARDS = {
     "noise_ratio": ("SUBNOISE", "measured over expected noise"),
     "negative": ("SUBNEG", "negative part of the pixels beyond 5 sigma"),
     "richness": ("SUBRICH", "terms of the kernel"),
+    "n_loud": ("SUBNLOUD", "pixels beyond 5 sigma, of those looked at"),
 }
 """Header keys of the figures of `SubtractionQuality`."""
 

@@ -99,6 +99,7 @@ def histogram_svg(
     y_label: str = "alerts",
     width: float = 560.0,
     height: float = 240.0,
+    x_log: bool = False,
 ) -> str:
     """Counts per bin on a logarithmic axis; several series stand side by side within a bin.
 
@@ -107,6 +108,8 @@ def histogram_svg(
     edges : ndarray, shape (n_bins + 1,)
     series
         Of each its name, its counts of shape (n_bins,), and its colour as CSS.
+    x_log
+        The edges are log10 of what the axis shows.
 
     Returns
     -------
@@ -117,7 +120,8 @@ def histogram_svg(
     decades = math.ceil(math.log10(highest) + 0.05)
     floor = -0.3  # log10 of half a count, so that one is a bar and none is not
     frame = svg.Frame(width, height, (float(edges[0]), float(edges[-1])), (floor, max(decades, 1)))
-    x_ticks = [(value, svg.tick_label(value)) for value in svg.nice_ticks(*frame.x, 10)]
+    plain = [(value, svg.tick_label(value)) for value in svg.nice_ticks(*frame.x, 10)]
+    x_ticks = svg.log_ticks(*frame.x) if x_log else plain
     y_ticks = [(float(power), f"{10**power:,}") for power in range(max(decades, 1) + 1)]
     marks = frame.axes(x_label, y_label, x_ticks, y_ticks)
     for number, (_, counts, colour) in enumerate(series):

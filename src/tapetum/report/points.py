@@ -62,6 +62,7 @@ def points_svg(
     width: float = 560.0,
     height: float = 260.0,
     zero_line: bool = False,
+    x_log: bool = False,
 ) -> str:
     """Several series in one frame; points beyond the ranges are left out.
 
@@ -71,6 +72,8 @@ def points_svg(
         Of the axes; None: as the data need.
     zero_line
         Draw y = 0.
+    x_log
+        Positions in x are log10 of what the axis shows.
 
     Returns
     -------
@@ -85,7 +88,11 @@ def points_svg(
             width, height, [svg.text(width / 2, height / 2, "nothing to show")], "nothing to show"
         )
     frame = svg.Frame(width, height, x_ends, y_ends, left=60.0)
-    x_ticks = [(value, svg.tick_label(value)) for value in svg.nice_ticks(*x_ends, 8)]
+    x_ticks = (
+        svg.log_ticks(*x_ends)
+        if x_log
+        else [(value, svg.tick_label(value)) for value in svg.nice_ticks(*x_ends, 8)]
+    )
     y_ticks = [(value, svg.tick_label(value)) for value in svg.nice_ticks(*y_ends, 6)]
     marks = frame.axes(x_label, y_label, x_ticks, y_ticks)
     if zero_line and y_ends[0] < 0 < y_ends[1]:

@@ -39,6 +39,18 @@ def nice_ticks(low: float, high: float, at_most: int) -> list[float]:
     return [round(number * step, digits) for number in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """(place, label) of 1, 2 and 5 times powers of ten on a logarithmic axis; ends and places are log10 of the values.
+
+    >>> log_ticks(0.9, 1.8)
+    [(1.0, '10'), (1.3010299956639813, '20'), (1.6989700043360187, '50')]
+    """
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    steps = (1, 2, 5) if high - low < 3 else (1,)
+    values = [step * 10.0**power for power in powers for step in steps]
+    return [(math.log10(v), tick_label(v)) for v in values if low <= math.log10(v) <= high]
+
+
 def tick_label(value: float) -> str:
     """A tick's number without needless digits."""
     return f"{value:.10g}"

@@ -5,6 +5,7 @@ Parquet and CSV leave Arrow directly; ECSV, VOTable, FITS and HDF5 go through `a
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -44,8 +45,9 @@ def table_format(path: str) -> str:
 def write_table(
     table: pa.Table,
     path: str,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     units: Mapping[str, str] | None = None,
+    descriptions: Mapping[str, str] | None = None,
 ) -> None:
     """Write a table; the file appears whole.
 
@@ -56,9 +58,13 @@ def write_table(
     path
         File whose suffix decides the format, or ``-`` for CSV on stdout.
     metadata
-        Words about the whole table, beside those that `table.schema` carries. CSV has no place for them.
+        About the whole table, beside the words that `table.schema` carries: words, and for ECSV and HDF5 also numbers,
+        lists and mappings, which the others get as JSON. CSV has no place for them.
     units
         Unit of a column by its name, as astropy spells it (``"deg"``, ``"mag"``, ``"d"``); others have none.
+
+    descriptions
+        What a column means, by its name; ECSV, VOTable, HDF5 and Parquet have a place for it.
 
     Raises
     ------
@@ -68,8 +74,13 @@ def write_table(
         The file cannot be written.
     """
     kind = table_format(path)
-    words = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    words: dict[str, Any] = {
+        key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
+    }
     words |= dict(metadata or {})
+    if kind not in ("ecsv", "hdf5"):
+        words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()}
+    table = _described(table, descriptions or {})
     if path == STDOUT:
         _write_csv(table, sys.stdout.buffer)
         sys.stdout.buffer.flush()
@@ -78,7 +89,50 @@ def write_table(
         _WRITERS[kind](table, part, words, units or {})
 
 
-def to_astropy(table: pa.Table, metadata: Mapping[str, str], units: Mapping[str, str]) -> Table:
+def _described(table: pa.Table, descriptions: Mapping[str, str]) -> pa.Table:
+    """The table with descriptions in the metadata of its columns."""
+    import pyarrow as pa
+
+    fields = [
+        column.with_metadata({**(column.metadata or {}), b"description": descriptions[column.name].encode()})
+        if column.name in descriptions
+        else column
+        for column in table.schema
+    ]
+    return table.cast(pa.schema(fields, metadata=table.schema.metadata))
+
+
+def rounded(table: pa.Table, decimals: Mapping[str, int], significant: int = 6) -> pa.Table:
+    """Floating-point columns with as many digits as they are worth.
+
+    Parameters
+    ----------
+    decimals
+        Digits after the point, by the name of a column.
+    significant
+        Digits of all other columns, in all.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    for number, column in enumerate(table.schema):
+        if not pa.types.is_floating(column.type):
+            continue
+        values = table[column.name].to_numpy()
+        if column.name in decimals:
+            short = np.round(values, decimals[column.name])
+        else:
+            size = np.abs(np.where(np.isfinite(values) & (values != 0), values, 1.0))
+            left = significant - 1 - np.floor(np.log10(size)).astype(int)
+            up, down = 10.0 ** np.maximum(left, 0), 10.0 ** np.maximum(-left, 0)
+            short = np.round(values * up / down) * down / up
+        missing = np.asarray(table[column.name].is_null())
+        new = pa.array(short.astype(values.dtype), column.type, mask=missing)
+        table = table.set_column(number, column, new)
+    return table
+
+
+def to_astropy(table: pa.Table, metadata: Mapping[str, Any], units: Mapping[str, str]) -> Table:
     """Arrow table -> astropy Table with units and metadata; nulls are masked.
 
     Raises
@@ -93,6 +147,9 @@ def to_astropy(table: pa.Table, metadata: Mapping[str, str], units: Mapping[str,
         out[name] = _column(name, table[name])
         if name in units:
             out[name].unit = units[name]
+        about = table.schema.field(name).metadata or {}
+        if b"description" in about:
+            out[name].description = about[b"description"].decode()
     return out
 
 
@@ -151,7 +208,9 @@ def _parquet_file(table: pa.Table, part: Path, words: Mapping[str, str], units: 
     import pyarrow.parquet as pq
 
     fields = [
-        column.with_metadata({"unit": units[column.name]}) if column.name in units else column
+        column.with_metadata({**(column.metadata or {}), b"unit": units[column.name].encode()})
+        if column.name in units
+        else column
         for column in table.schema
     ]
     pq.write_table(table.cast(pa.schema(fields, metadata=dict(words))), part, compression="zstd")

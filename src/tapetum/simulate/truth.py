@@ -14,6 +14,7 @@ import numpy as np
 
 from tapetum.core.errors import FormatError
 from tapetum.core.files import whole_file
+from tapetum.images.celestial import sky_positions
 from tapetum.simulate.sources import Source
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def truth_table(
 
     info, n = frame.info, len(sources)
     x, y, flux = (np.array([getattr(s, name) for s in sources], np.float64) for name in ("x", "y", "flux"))
-    ra, dec = positions_on_sky(frame.wcs, x, y)
+    ra, dec = sky_positions(frame.wcs, x, y)
     zero_point = math.nan if info.zero_point is None else info.zero_point
     with np.errstate(invalid="ignore", divide="ignore"):
         mag = np.where(flux > 0, zero_point - 2.5 * np.log10(flux), np.nan)
@@ -125,14 +126,6 @@ def _typed(columns: dict[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(values, kinds.get(name)) for name, values in columns.items()}
 
 
-def positions_on_sky(wcs: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    """RA, Dec [deg] of 0-based pixel positions, all distortions applied; NaN without a WCS."""
-    if wcs is None or not len(x):
-        return np.full(len(x), np.nan), np.full(len(x), np.nan)
-    ra, dec = wcs.all_pix2world(x, y, 0)
-    return ra, dec
-
-
 def _mask_at(frame: Frame, x: Any, y: Any) -> Any:
     """Mask bits of the image at the source's pixel, before anything was put in."""
     n_y, n_x = frame.shape
@@ -161,8 +154,33 @@ def write_truth(path: Path, table: Any) -> None:
         table.write(part, format=TRUTH_FORMAT)
 
 
+def read_list(path: Path) -> Any:
+    """Read a list of sources as it is: in ECSV as we write it, or with gmadet's commented header.
+
+    Returns
+    -------
+    astropy.table.Table
+        With whatever columns it has.
+
+    Raises
+    ------
+    FormatError
+        The file is no such table.
+    OSError
+        It cannot be read.
+    """
+    from astropy.table import Table
+
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kind = TRUTH_FORMAT if text.lstrip().startswith("# %ECSV") else "ascii.commented_header"
+    try:
+        return Table.read(text.splitlines(), format=kind)
+    except (ValueError, KeyError, IndexError, TypeError) as problem:
+        raise FormatError(f"{path}: is not a readable truth table: {problem}") from None
+
+
 def read_truth(path: Path) -> Any:
-    """Read a truth table.
+    """Read a truth table of ours.
 
     Raises
     ------
@@ -171,13 +189,7 @@ def read_truth(path: Path) -> Any:
     OSError
         It cannot be read.
     """
-    from astropy.table import Table
-
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        table = Table.read(text.splitlines(), format=TRUTH_FORMAT)
-    except (ValueError, KeyError, IndexError, TypeError) as problem:
-        raise FormatError(f"{path}: is not a truth table in ECSV: {problem}") from None
+    table = read_list(path)
     missing = [name for name in (*GMADET_COLUMNS, "x", "y", "kind", "flux") if name not in table.colnames]
     if missing:
         raise FormatError(f"{path}: is not a truth table: it has no column {', '.join(missing)}")

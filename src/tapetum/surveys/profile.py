@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -202,6 +203,8 @@ class ImageKeys(_Part):
 class ImageDefaults(_Part):
     """Values of the camera that hold where the header says nothing; only what a source gives."""
 
+    model_config = ConfigDict(strict=True)  # a number in quotes is text
+
     gain: float | None = Field(None, gt=0, description="electrons per DN")
     read_noise: float | None = Field(None, ge=0, description="[electron]")
     saturation: float | None = Field(None, gt=0, description="[DN]")
@@ -370,7 +373,29 @@ def _parse(name: str, text: str) -> SurveyProfile:
     except ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{name}: {place + ': ' if place else ''}{first['msg']}") from None
+        hint = _other_keys(first["loc"]) if first["type"] == "extra_forbidden" else ""
+        raise InputError(f"{name}: {place + ': ' if place else ''}{hint or first['msg']}") from None
+
+
+def _other_keys(place: tuple[int | str, ...]) -> str:
+    """What is said of a key that is none: the one that was meant, and all that may stand there."""
+    model: Any = AlertProfile
+    for step in place[:-1]:
+        if isinstance(step, str):
+            model = _model_in(model.model_fields[step].annotation) if step in model.model_fields else None
+        if model is None:
+            return ""
+    known, wrong = list(model.model_fields), str(place[-1])
+    near = get_close_matches(wrong, known, 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"there is no such key; {meant}Known here: {', '.join(known)}"
+
+
+def _model_in(annotation: Any) -> type[_Part] | None:
+    """The part of a profile inside ``list[X]``, ``X | None`` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return cast("type[_Part]", annotation)
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
 
 
 def all_profiles() -> list[SurveyProfile]:
