@@ -328,7 +328,7 @@ def search_quadrant(folder: Path) -> None:
     print(
         f"ours, over its own noise map                   {_detected(made.data / made.noise, unseen, truth)}"
     )
-    print(f"ours, by `images search` before any vetting      {_searched(pair)}")
+    print(f"ours, by `images search`, vetoes and no network {_searched(pair)}")
     perfect = _detected(pair.perfect / _spread(pair.perfect), unseen, truth)
     print(f"a perfect subtraction: photon noise only       {perfect}")
     print(HOTPANTS)

@@ -9,7 +9,10 @@ import sys
 
 def main() -> int:
     """Run pytest with the arguments given; its exit status is ours."""
-    status = subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], check=False).returncode
+    # one process per core, but not so many that they fight for memory
+    workers = ["-n", "auto", "--maxprocesses", "4"] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", *workers, *sys.argv[1:]]
+    status = subprocess.run(command, check=False).returncode
     if importlib.util.find_spec("torch") is None:
         pip = ".venv/bin/python -m pip install"
         print(

@@ -233,7 +233,8 @@ def search_pair(
     step = preview_step(result.shape)
     return ImagesReport(
         why_simulated=pair.why_simulated,
-        words={key: str(value) for key, value in result.candidates.meta.items()},
+        words={key: str(value) for key, value in result.candidates.meta.items()}
+        | {"shape": f"{result.shape[0]} {result.shape[1]}"},
         figures=figures,
         injected=injected,
         false=false,
