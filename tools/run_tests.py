@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ def main() -> int:
     # one process per core, but not so many that they fight for memory
     workers = ["-n", "auto", "--maxprocesses", "4"] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", *workers, *sys.argv[1:]]
-    status = subprocess.run(command, check=False).returncode
+    # threads of numpy's BLAS would fight with the other processes; read when numpy is imported
+    environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ}
+    status = subprocess.run(command, check=False, env=environment).returncode
     if importlib.util.find_spec("torch") is None:
         pip = ".venv/bin/python -m pip install"
         print(
