@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import alerts, detection, ingest, kill, remap, search, simulation, slurm, subtraction
+from benchmarks import (
+    alerts,
+    detection,
+    ingest,
+    kill,
+    masks,
+    remap,
+    search,
+    simulation,
+    slurm,
+    subtraction,
+    tracking,
+)
 from benchmarks.common import machine
 
 
@@ -21,6 +33,8 @@ def main() -> None:
     search.run()
     simulation.run()
     slurm.run()
+    masks.run()
+    tracking.run()
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
 import os
 import threading
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +86,52 @@ def vizier():
         yield handler
         server.shutdown()
         thread.join()
+
+
+def _write_network(folder: Path, name: str = "sharp") -> Path:
+    """A network that calls a pixel a particle's which is far brighter than most of its neighbours."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from tapetum.images.contaminants import NAMES, TITLES, code_of
+    from tapetum.models.card import ModelCard, write_card
+    from tapetum.models.registry import CARD_NAME, ONNX_NAME
+
+    folder.mkdir(parents=True)
+    weight, bias = np.zeros((14, 1, 3, 3), np.float32), np.full(14, -20, np.float32)
+    weight[0], bias[0] = -0.25, -8
+    weight[0, 0, 1, 1] = 1
+    nodes = [
+        helper.make_node("Conv", ["frame", "weight", "bias"], ["logits"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["logits"], ["maps"]),
+    ]
+    constants = [numpy_helper.from_array(values, key) for key, values in (("weight", weight), ("bias", bias))]
+    ports = [
+        helper.make_tensor_value_info(port, TensorProto.FLOAT, ["n", depth, "y", "x"])
+        for port, depth in (("frame", 1), ("maps", 14))
+    ]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], constants)
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(network)
+    raw = network.SerializeToString()
+    card = {
+        "name": name, "version": "1.0.0", "title": "a test", "finder": "contaminants", "licence": "BSD-3-Clause",
+        "authors": ["nobody"], "source": {"description": "made up"}, "created": "2026-11-20",
+        "inputs": [{"kind": "frame", "name": "frame", "multiple": 32, "margin": 2}],
+        "outputs": [{"name": "maps", "columns": list(NAMES), "activation": "sigmoid", "per": "pixel"}],
+        "classes": [
+            {"name": key, "title": TITLES[key], "code": code_of(key), "training_prior": 0.1, "prior": 0.1,
+             "threshold": 0.5}
+            for key in NAMES
+        ],
+        "training": {"description": "none"}, "onnx_sha256": hashlib.sha256(raw).hexdigest(),
+    }  # fmt: skip
+    (folder / ONNX_NAME).write_bytes(raw)
+    write_card(folder / CARD_NAME, ModelCard.model_validate(card))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_network() -> Callable[..., Path]:
+    """Writes a network for contaminants that knows sharp pixels, into a folder, under a name."""
+    return _write_network

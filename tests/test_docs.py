@@ -73,6 +73,7 @@ OPTIONAL = {
     "training": "train",
     "_cluster.py": "cluster",
     "catalogue.py": "online",
+    "_openvino.py": "openvino",
 }  # a room or file, its extra
 
 

@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 from tapetum.cli import images_info
 from tapetum.core.errors import FormatError, InputError, LimitError, TapetumError, UsageError
 from tapetum.core.limits import Limits
+from tapetum.images import _fits_write
+from tapetum.images._fits_parts import find_parts
 from tapetum.images._fits_write import _word_sum, encoded_checksum
 from tapetum.images._header import date_of
 from tapetum.images._masks import bad_bits
@@ -454,6 +456,8 @@ def test_folders_lists_and_extensions(tmp_path: Path, sky, monkeypatch: pytest.M
         "c4d_1_2_ooi_i_v1.fits",
         "c4d_1_2_ood_i_v1.fits",
         "sub/c.fit",
+        "b10_sci.mask.fits",  # MaxiMask's own
+        "b2_sci.masks1.fits.fz",
         "note.txt",
         ".hidden.fits",
         "d.fits.12.part",
@@ -462,6 +466,7 @@ def test_folders_lists_and_extensions(tmp_path: Path, sky, monkeypatch: pytest.M
     write_frame(night / "x.fits", sky, product="aligned")
     write_frame(night / "y.fits.fz", sky, header=header(), product="frame")
     write_frame(night / "z.fits.gz", sky)
+    assert fits.getheader(night / "x.fits").comments["CREATOR"] == "what wrote it"  # not cut
     want = ["b2_sci.fits.fz", "b10_sci.fits", "c4d_1_2_ooi_i_v1.fits", "y.fits.fz", "sub/c.fit"]
     assert expand_sources([night]) == [str(night / name) for name in want]
     assert expand_sources([night / "x.fits", night]) == [str(night / name) for name in ("x.fits", *want)]
@@ -474,6 +479,31 @@ def test_folders_lists_and_extensions(tmp_path: Path, sky, monkeypatch: pytest.M
     assert expand_sources([listing]) == ["b10_sci.fits"]
     (night / "sub" / "up").symlink_to(night)
     assert len(expand_sources([night])) == 5
+    assert expand_sources([night / "b10_sci.mask.fits"]) == [str(night / "b10_sci.mask.fits")]  # it is named
+    (night / "b10_sci.fits").unlink()
+    assert str(night / "b10_sci.mask.fits") in expand_sources([night])  # it is nobody's mask
+
+
+def test_new_parts_are_written_whatever_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    huge = fits.Header(
+        {"SIMPLE": True, "BITPIX": 8, "NAXIS": 3, "NAXIS1": 2**15, "NAXIS2": 2**15, "NAXIS3": 14}
+    )
+    content = io.BytesIO(huge.tostring().encode())
+    with pytest.raises(LimitError):
+        find_parts(content, 2**40, tmp_path, Limits())
+    [part] = find_parts(content, 2**40, tmp_path, _fits_write.NO_LIMITS)
+    assert part.n_planes == 14
+    monkeypatch.setattr(_fits_write, "find_parts", None)  # plain parts need not be looked for again
+    parts = [
+        _fits_write.NewPart(fits.Header, shape, planes=np.full(shape, value, np.uint8), name=f"P{value}")
+        for value, shape in enumerate([(3, 5, 7), (2, 70, 80), (1, 1, 1)])
+    ]
+    _fits_write.write_parts(tmp_path / "x.fits", parts)
+    with fits.open(tmp_path / "x.fits", checksum=True) as found:  # wrong checksums would be a warning
+        assert [(each.name, each.shape, each.data.max()) for each in found] == [
+            (f"P{value}", each.shape, value) for value, each in enumerate(parts)
+        ]
+        assert all("CHECKSUM" in each.header and "DATASUM" in each.header for each in found)
 
 
 def test_lists_and_folders_that_cannot_be_used(tmp_path: Path, sky):

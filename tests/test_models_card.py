@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from tapetum.models.card import (
     ReliabilityBin,
     StoredArray,
     StoredStamps,
+    SyntheticFrames,
     card_schema,
     load_card,
     parse_card,
     write_card,
 )
 from tapetum.models.flags import UNSCORED, InputFlag, flag_names
+from tapetum.models.golden import check_golden, golden_projections, golden_rows, synthetic_frames
 
 IMAGE = {
     "kind": "image",
@@ -167,6 +170,102 @@ def test_unreadable_cards(tmp_path):
     (tmp_path / "card.json").write_text("{")
     with pytest.raises(ModelError, match="not a model card"):
         load_card(tmp_path / "card.json")
+
+
+FRAME = {"kind": "frame", "name": "frame", "multiple": 32, "margin": 167}
+CLASS = {"title": "a class", "training_prior": 0.1, "prior": 0.01, "threshold": 0.5}
+MAPS = {
+    "finder": "contaminants",
+    "inputs": [FRAME],
+    "outputs": [{"name": "probability", "columns": ["CR", "BG"], "per": "pixel"}],
+    "classes": [{"name": "CR", "code": 1, **CLASS}, {"name": "BG", **CLASS}],
+    "golden": {"frames": {"seed": 1, "count": 1, "size": 64}, "outputs": [[0.5, 0.25]]},
+}
+
+
+def test_card_of_a_network_for_frames(tmp_path):
+    card = make_card(**MAPS)
+    assert (card.frame.margin, card.frame.side, card.images, card.features) == (167, None, None, None)
+    write_card(tmp_path / "card.json", card)
+    assert load_card(tmp_path / "card.json") == card
+    assert make_card().frame is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": [FRAME, IMAGE]}, "takes nothing else"),
+        ({"inputs": [FRAME | {"side": 100}]}, "not a multiple"),
+        ({"inputs": [FRAME | {"side": 128}]}, "size that the network takes"),
+        ({"inputs": [IMAGE], "golden": None}, "answers for each pixel"),
+        ({"golden": {"frames": {"seed": 1, "count": 1, "size": 65}, "outputs": [[0.5, 0.25]]}}, "size that"),
+        (
+            {"golden": {"frames": {"seed": 1, "count": 2, "size": 64}, "outputs": [[0.5, 0.25]]}},
+            "many golden",
+        ),
+        ({"golden": {"outputs": [[0.5, 0.25]]}}, "exactly the inputs"),
+        (
+            {"golden": {**MAPS["golden"], "projections": [[0.5]]}},
+            "projections must have the shape",
+        ),
+        ({"classes": [{"name": "BG", **CLASS}, {"name": "CR", **CLASS}]}, "in their order"),
+        ({"classes": [{"name": "CR", **CLASS}]}, "in their order"),
+        ({"classes": [{"name": name, "code": 2, **CLASS} for name in ("CR", "BG")]}, "same code"),
+        ({"classes": [{"name": name, "code": 3, **CLASS} for name in ("CR", "BG")]}, "one bit"),
+        ({"classes": [{"name": name, **CLASS, "prior": 0} for name in ("CR", "BG")]}, "greater than 0"),
+    ],
+)
+def test_invalid_cards_of_networks_for_frames(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        make_card(**(MAPS | changes))
+
+
+def test_golden_answers_for_each_pixel_are_averaged(rng):
+    card = make_card(**MAPS)
+
+    def run(inputs):
+        frames = inputs["frame"]
+        assert frames.shape == (1, 1, 64, 64)
+        maps = rng.normal(0, 1, (1, 2, 64, 64))
+        return maps - maps.mean(axis=(2, 3), keepdims=True) + np.array([0.5, 0.25])[:, None, None]
+
+    assert check_golden(card, run) < 1e-12
+    assert check_golden(card, lambda _: np.array([[0.5, 0.25]])) == 0
+    with pytest.raises(ModelError, match=r"golden vector 0 differs by 0\.5"):
+        check_golden(card, lambda _: np.zeros((1, 2, 64, 64)))
+
+
+def test_maps_that_were_moved_or_turned_are_told(rng):
+    maps = np.zeros((1, 2, 64, 64))
+    maps[0, 0, 20, 30:33] = 0.9  # a few pixels in all
+    maps[0, 1] = rng.random((64, 64))
+    rows, projections = (tuple(map(tuple, made(maps).tolist())) for made in (golden_rows, golden_projections))
+    golden = MAPS["golden"] | {"outputs": rows, "projections": projections, "tolerance": 1e-4}
+    card = make_card(**MAPS | {"golden": golden})
+    assert check_golden(card, lambda _: maps) < 1e-12
+    assert check_golden(card, lambda _: maps + rng.normal(0, 1e-5, maps.shape)) < 1e-4  # another machine
+    assert check_golden(card, lambda _: maps + 1e-5) < 2e-5
+    moved = np.roll(maps, 1, axis=3)
+    for changed in (moved, maps.swapaxes(2, 3), maps[..., ::-1], np.concatenate([maps[:, :1], moved[:, 1:]], 1),
+                    np.concatenate([moved[:, :1], maps[:, 1:]], 1)):  # fmt: skip
+        np.testing.assert_allclose(golden_rows(changed), golden_rows(maps))
+        with pytest.raises(ModelError, match="golden vector 0 differs"):
+            check_golden(card, lambda _, changed=changed: changed)
+
+
+def test_synthetic_frames_never_change():
+    """The golden vectors of published cards depend on every bit of them."""
+    frames = synthetic_frames(SyntheticFrames(seed=11, count=2, size=64))
+    assert frames.shape == (2, 1, 64, 64)
+    assert frames.dtype == np.float32
+    assert hashlib.sha256(frames.tobytes()).hexdigest() == FRAMES_SHA256
+    assert (frames[:, 0, 56:, 52:] == 0).all()
+    sky = frames[0, 0, :56, :52]
+    assert abs(np.median(sky)) < 1
+    assert sky.max() > 100
+
+
+FRAMES_SHA256 = "2ffb36f117a7f1ee0458cb14a4ea4365a41a4eb09edd9349add8419b943882f4"
 
 
 @pytest.mark.parametrize(

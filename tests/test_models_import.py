@@ -199,7 +199,8 @@ def test_unsupported_layers_name_the_file(tmp_path, network):
 
 
 def test_templates_are_valid_and_refuse_strangers(network):
-    assert template_names() == [f"acai-{k}" for k in "bhnov"] + ["braai-d6-m7", "braai-d6-m9"]
+    known = [f"acai-{k}" for k in "bhnov"] + ["braai-d6-m7", "braai-d6-m9", "maximask", "maxitrack"]
+    assert template_names() == known
     for name in template_names():
         template = load_template(name)
         assert template.name == name
@@ -549,6 +550,6 @@ def test_the_runtime_reports_to_nobody(tmp_path):
 
 
 def test_a_session_has_one_thread():
-    options = Model.load("realbogus")._session.get_session_options()
+    options = Model.load("realbogus")._runner.session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -48,8 +49,13 @@ def pair(home: Path) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def report(home: Path, pair: Pair) -> ImagesReport:
-    return search_pair(pair, home, Settings(), no_progress)
+def network(home: Path, write_network: Callable[..., Path]) -> str:
+    return str(write_network(home / "network"))
+
+
+@pytest.fixture(scope="module")
+def report(home: Path, pair: Pair, network: str) -> ImagesReport:
+    return search_pair(pair, home, Settings(), no_progress, mask_model=network)
 
 
 def test_the_report_knows_the_fate_of_every_source(pair: Pair, report: ImagesReport) -> None:
@@ -93,6 +99,8 @@ def test_the_page_shows_found_and_missed_and_leads_to_the_files(home: Path, repo
         "False candidates",
         "Completeness against magnitude",
         "All that was put in",
+        "The second epoch, masked",  # of a scene; of a real image it is the first
+        "Contaminants",
     ):
         assert re.search(rf"<h2>{title}</h2>", html), title
     n_marks = len(report.injected) + len(report.false)
@@ -102,9 +110,13 @@ def test_the_page_shows_found_and_missed_and_leads_to_the_files(home: Path, repo
         assert f'<article id="{source.anchor}">' in html
         assert f'<a href="#{source.anchor}">{source.number}</a>' in html
     assert html.count(">not detected<") >= 1
+    assert report.masks is not None
+    assert report.masks.network == "sharp 1.0.0"
+    assert report.masks.command in html
+    assert f"contaminated pixels: CR {report.masks.counts['CR']}" in summary(report)
     addresses = re.findall(r'<a href="([^"#]+)"', html)
     assert "report.html" in addresses
-    assert len(addresses) >= 10
+    assert len(addresses) >= 12
     for address in addresses:
         if address != "report.html":  # the first part's page, which is not made here
             assert (home / address).exists(), address
@@ -121,15 +133,19 @@ def test_the_first_page_leads_to_the_second(report: ImagesReport) -> None:
     assert "a real ZTF quadrant" in summary(replace(report, why_simulated=""))
 
 
-def test_finished_work_is_not_made_again(home: Path, pair: Pair, report: ImagesReport) -> None:
+def test_finished_work_is_not_made_again(home: Path, pair: Pair, report: ImagesReport, network: str) -> None:
     table = home / "search" / "scene_00000_sci" / "candidates.ecsv"
     before = pair.science.stat().st_mtime_ns, table.stat().st_mtime_ns
     again = scene_pair(SIDE, home / "epochs", Settings(), "for a test", kinds=KINDS)
-    second = search_pair(again, home, Settings(), no_progress)
+    second = search_pair(again, home, Settings(), no_progress, mask_model=network)
     assert (pair.science.stat().st_mtime_ns, table.stat().st_mtime_ns) == before
     assert summary(second) == summary(report)
     assert second.seconds == report.seconds
-    search_pair(again, home, Settings(), no_progress, overwrite=True)
+    assert report.masks is not None
+    assert second.masks is not None
+    assert (report.masks.seconds or 0) > 0
+    assert second.masks.seconds is None
+    search_pair(again, home, Settings(), no_progress, overwrite=True, mask_model=network)
     assert table.stat().st_mtime_ns > before[1]
 
 

@@ -112,10 +112,11 @@ def _weights(network) -> np.ndarray:
 
 def test_it_learns_and_the_log_says_so(recipe: Recipe, tmp_path: Path) -> None:
     from tapetum.training.evaluate import auc
-    from tapetum.training.loop import fit, logits_of
+    from tapetum.training.loop import fit
+    from tapetum.training.stamp_task import StampTask, logits_of
 
     longer = recipe.model_copy(update={"optimiser": recipe.optimiser.model_copy(update={"epochs": 4})})
-    network = fit(longer, [(Spots(), 2)], tmp_path / "run")
+    network = fit(StampTask(longer, [(Spots(), 2)]), tmp_path / "run")
     test = Spots().examples("test")
     assert auc(logits_of(network, test, recipe), test.target > 0.5) > 0.98
     rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
@@ -127,8 +128,9 @@ def test_it_learns_and_the_log_says_so(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_resumed_run_gives_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
     from tapetum.training import loop
+    from tapetum.training.stamp_task import StampTask
 
-    whole = loop.fit(recipe, [(Spots(60), 1)], tmp_path / "whole")
+    whole = loop.fit(StampTask(recipe, [(Spots(60), 1)]), tmp_path / "whole")
 
     class Interrupted(Spots):
         """Stops at the second epoch, as a power cut would."""
@@ -139,24 +141,26 @@ def test_a_resumed_run_gives_the_same_weights(recipe: Recipe, tmp_path: Path) ->
             return super().examples(role, epoch)
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(recipe, [(Interrupted(60), 1)], tmp_path / "cut")
-    resumed = loop.fit(recipe, [(Spots(60), 1)], tmp_path / "cut")
+        loop.fit(StampTask(recipe, [(Interrupted(60), 1)]), tmp_path / "cut")
+    resumed = loop.fit(StampTask(recipe, [(Spots(60), 1)]), tmp_path / "cut")
     np.testing.assert_array_equal(_weights(resumed), _weights(whole))
-    again = loop.fit(recipe, [(Spots(60), 1)], tmp_path / "cut")  # nothing left to do
+    again = loop.fit(StampTask(recipe, [(Spots(60), 1)]), tmp_path / "cut")  # nothing left to do
     np.testing.assert_array_equal(_weights(again), _weights(whole))
 
 
 def test_the_seed_decides(recipe: Recipe, tmp_path: Path) -> None:
     from tapetum.training.loop import fit
+    from tapetum.training.stamp_task import StampTask
 
-    one = fit(recipe, [(Spots(40), 1)], tmp_path / "a")
-    other = fit(recipe.model_copy(update={"seed": 5}), [(Spots(40), 1)], tmp_path / "b")
+    one = fit(StampTask(recipe, [(Spots(40), 1)]), tmp_path / "a")
+    other = fit(StampTask(recipe.model_copy(update={"seed": 5}), [(Spots(40), 1)]), tmp_path / "b")
     assert not np.array_equal(_weights(one), _weights(other))
 
 
 @pytest.mark.parametrize("wrong", ["held", "test"])
 def test_the_loop_refuses_objects_it_may_not_learn_from(recipe: Recipe, tmp_path: Path, wrong: Role) -> None:
     from tapetum.training.loop import fit
+    from tapetum.training.stamp_task import StampTask
 
     class Leaky(Spots):
         """Hands out an object of another role among those to learn from."""
@@ -170,20 +174,22 @@ def test_the_loop_refuses_objects_it_may_not_learn_from(recipe: Recipe, tmp_path
             )
 
     with pytest.raises(UsageError, match=f"belongs to the {wrong} part"):
-        fit(recipe, [(Leaky(20), 1)], tmp_path)
+        fit(StampTask(recipe, [(Leaky(20), 1)]), tmp_path)
     assert not (tmp_path / "checkpoint.npz").exists()
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     from tapetum.training.loop import fit
+    from tapetum.training.stamp_task import StampTask
 
     (tmp_path / "checkpoint.npz").write_bytes(b"not a checkpoint")
     with pytest.raises(FormatError, match=r"checkpoint\.npz"):
-        fit(recipe, [(Spots(20), 1)], tmp_path)
+        fit(StampTask(recipe, [(Spots(20), 1)]), tmp_path)
 
 
 def test_examples_without_truth_are_left_out(recipe: Recipe, tmp_path: Path) -> None:
     from tapetum.training.loop import fit
+    from tapetum.training.stamp_task import StampTask
 
     class Unknown(Spots):
         """Every other alert is unlabelled."""
@@ -194,7 +200,7 @@ def test_examples_without_truth_are_left_out(recipe: Recipe, tmp_path: Path) -> 
             target[::2] = np.nan
             return replace(good, target=target)
 
-    network = fit(recipe, [(Unknown(60), 1)], tmp_path)
+    network = fit(StampTask(recipe, [(Unknown(60), 1)]), tmp_path)
     assert np.isfinite(_weights(network)).all()
     assert (tmp_path / "log.csv").read_text().splitlines()[-1].endswith(",30")
 
@@ -349,7 +355,8 @@ def test_a_folder_belongs_to_one_recipe_and_its_data(recipe: Recipe, tmp_path: P
 
 @pytest.mark.usefixtures("nights")
 def test_a_new_calibration_keeps_nothing_of_the_old(recipe: Recipe, tmp_path: Path) -> None:
-    from tapetum.training.run import recalibrate, train
+    from tapetum.training.recalibrate import recalibrate
+    from tapetum.training.run import train
 
     old = train(recipe, [], tmp_path / "model", today=TODAY).card
     assert "simulated_auc" in old.metrics

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tapetum.core.errors import InputError, UsageError
 from tapetum.simulate.injections import SCENARIOS
 from tapetum.training.datasets import PacketSource, SimulationSource, join
-from tapetum.training.recipe import SimulatedData, load_recipe, recipe_names
+from tapetum.training.recipe import SimulatedData, load_any_recipe, load_recipe, recipe_names
 from tapetum.training.split import LEARNING, require, role_of, select
 from tapetum.training.truth import TruthRules
 
@@ -105,14 +105,14 @@ def test_the_same_packet_twice_counts_once(real_data: Path) -> None:
 def test_every_recipe_of_the_package_is_valid_and_simulates_only_what_can_be() -> None:
     assert "realbogus" in recipe_names()
     for name in recipe_names():
-        for data in load_recipe(name).data:
+        for data in load_any_recipe(name).data:
             if isinstance(data, SimulatedData):
                 assert set(data.mix) <= set(SCENARIOS)
                 SimulationSource(data)
 
 
 def test_mistakes_in_a_recipe_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="known: realbogus"):
+    with pytest.raises(InputError, match=r"known: .*realbogus"):
         load_recipe("realbogous")
     (tmp_path / "r.toml").write_text('name = "x"\nsede = 1\n')
     with pytest.raises(InputError, match=r"r\.toml: "):

@@ -287,7 +287,8 @@ def demo(
     """Take real survey data all the way, in two parts, each with a report page; the first leads to the second.
 
     Alerts: fetch, read, score, store. Images: simulate a second epoch of a real ZTF quadrant with new sources in it,
-    align, subtract, search it, and tell which of them were found. What is finished is not made again.
+    align, subtract, search it, and tell which of them were found; mask what contaminates it. What is finished is not
+    made again.
 
     Without a network alerts and images are simulated on the spot, and both the command and the pages say so.
 

@@ -8,9 +8,11 @@ from tapetum.cli import (
     images_align,
     images_detect,
     images_info,
+    images_mask,
     images_search,
     images_simulate,
     images_subtract,
+    images_tracking,
 )
 
 app = typer.Typer(
@@ -24,6 +26,8 @@ app.command("simulate")(images_simulate.simulate)
 app.command("align")(images_align.align)
 app.command("subtract")(images_subtract.subtract)
 app.command("detect")(images_detect.detect)
+app.command("mask")(images_mask.mask)
+app.command("tracking")(images_tracking.tracking)
 app.command("search")(images_search.search)
 app.command("cutouts")(images_search.cutouts)
 app.command("completeness")(images_search.completeness)

@@ -86,7 +86,10 @@ def carry_out(
                 problems.append(result.problem)
                 continue
             n_done += 1
-            command.record(result.step, settings, made_from[result.step])
+            if result.made.failed:
+                problems += result.made.failed
+            else:
+                command.record(result.step, settings, made_from[result.step])
             _tell(result)
     end(problems, n_done, done)
 

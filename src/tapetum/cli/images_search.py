@@ -97,6 +97,14 @@ def search(
             help="Network that scores; without it `transients`, or none where that is not installed."
         ),
     ] = None,
+    contaminants: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|FILE|DIR|none",
+            help="Who says what contaminates the images: a network, masks of `images mask`, or nobody. Without it "
+            "X.masks.fits beside X.fits, else the network `contaminants` where that is installed.",
+        ),
+    ] = None,
     fwhm: Annotated[
         float | None,
         typer.Option(
@@ -151,6 +159,7 @@ def search(
         match_radius_arcsec=match_radius,
         drop_known=drop_known,
         model=model,
+        contaminants=contaminants,
         cutouts=cutouts,
         cutout_size=cutout_size,
         keep=keep,

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from tapetum.cli import training
-from tapetum.cli.common import JsonOption, say
+from tapetum.cli import training, training_evaluate
+from tapetum.cli.common import JsonOption, progress_bar, say
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Networks: list, show, verify, import, train."
 )
 app.command("train")(training.train)
-app.command("evaluate")(training.evaluate)
+app.command("evaluate")(training_evaluate.evaluate)
 app.command("calibrate")(training.calibrate)
 
 NameArgument = Annotated[str, typer.Argument(help="Name, name@version, or path of a model.")]
@@ -108,10 +108,17 @@ def verify(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="Keras whole-model file (.h5).")],
-    name: Annotated[
-        str, typer.Option("--name", help="Name from now on; a known name needs no other option.")
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|maximask|maxitrack",
+            help="Keras whole-model file (.h5); for MaxiMask and MaxiTrack a SavedModel folder or the wheel. Or the "
+            "word maximask or maxitrack alone: the published network, from the package index.",
+        ),
     ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name from now on; a known name needs no other option.")
+    ] = None,
     normalisation: Annotated[
         str | None, typer.Option(help="row_l2, stamp_l2, stamp_l2_mean or background_noise.")
     ] = None,
@@ -130,14 +137,18 @@ def import_(
     licence: Annotated[str | None, typer.Option(help="Licence of the network.")] = None,
     version: Annotated[str | None, typer.Option(help="Version to give it; default 1.0.0.")] = None,
 ) -> None:
-    """Turn a Keras network into an ONNX model with a card, without TensorFlow; again the same file does nothing.
+    """Turn a foreign network into an ONNX model with a card, without TensorFlow; again the same file does nothing.
 
     Example: tapetum models import d6_m7.h5 --name braai-d6-m7
+
+    Example: tapetum models import maximask
     """
     import datetime
 
+    from tapetum.core.places import cache_dir
     from tapetum.models.importer import Contract
-    from tapetum.models.registry import imported_dir
+    from tapetum.models.maximask import import_published
+    from tapetum.models.registry import PUBLISHED, imported_dir
     from tapetum.pipelines.import_model import import_model
 
     said = {
@@ -152,8 +163,17 @@ def import_(
         "version": version,
     }
     given = {key: value for key, value in said.items() if value is not None}
-    today = datetime.datetime.now(tz=datetime.UTC).date()
-    done = import_model(file, name, Contract(**given) if given else None, imported_dir(), today)  # type: ignore[arg-type]
+    if name is None or (name == str(file) and name in PUBLISHED and not file.exists()):
+        if str(file) not in PUBLISHED:
+            raise typer.BadParameter("give the network a name", param_hint="--name")
+        if given:
+            raise typer.BadParameter(f"{file} has its own input contract; leave the options away")
+        with progress_bar(f"fetching {file}") as progress:
+            done = import_published(str(file), imported_dir(), cache_dir() / "packages", progress)
+    else:
+        today = datetime.datetime.now(tz=datetime.UTC).date()
+        contract = Contract(**given) if given else None  # type: ignore[arg-type]
+        done = import_model(file, name, contract, imported_dir(), today)
     state = "imported" if done.new else "already imported"
     say(f"{done.card.name} {done.card.version} {state}: {done.folder}")
 

@@ -46,6 +46,7 @@ class CandidateFlag(IntFlag):
     RESIDUAL = 1 << 16  # no more than a bright star leaves behind
     REPEATED = 1 << 17  # found a second time where two reference cells overlap
     SATURATED = 1 << 18  # itself saturated, and new: its flux is a lower limit
+    CONTAMINATED = 1 << 19  # a particle, a defect, a trail, by the mask of contaminants and by its own light
 
 
 def flag_names() -> dict[int, str]:

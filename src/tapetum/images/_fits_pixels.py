@@ -155,6 +155,8 @@ def _scaled(raw: NDArray[Any], header: Any) -> NDArray[Any]:
         return raw
     if scale == 1.0 and zero.is_integer() and blank is None and raw.dtype.kind in "iu" and abs(zero) < 2**62:
         return raw.astype(np.int32 if raw.itemsize <= 2 and abs(zero) < 2**30 else np.int64) + int(zero)
+    if scale == 1.0 and zero == 2.0**63 and blank is None and raw.dtype.kind == "i" and raw.itemsize == 8:
+        return raw.astype(np.int64).view(np.uint64) ^ np.uint64(2**63)  # float64 would lose the last digits
     values: NDArray[Any] = raw.astype(np.float32 if raw.itemsize <= 2 else np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         values *= scale

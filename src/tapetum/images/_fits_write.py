@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import mmap
 import re
+import shutil
+import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,20 +19,29 @@ from tapetum import __version__
 from tapetum.core.errors import UsageError
 from tapetum.core.files import whole_file
 from tapetum.core.limits import DEFAULT_LIMITS
-from tapetum.images._fits_parts import BLOCK, CARD, GZIP_MAGIC, Part, find_parts
+from tapetum.images._fits_parts import BLOCK, CARD, GZIP_MAGIC, find_parts
 from tapetum.images._fits_pixels import listening
 from tapetum.images._masks import OWN_BITS, OWN_KEY
 from tapetum.images._sources import PRODUCT_KEY
 from tapetum.images._wcs import put_wcs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+NO_LIMITS = replace(  # what was read within the limits may become larger: masks have a plane per class
+    DEFAULT_LIMITS,
+    image_pixels=2**62,
+    image_side=2**62,
+    image_file_bytes=2**62,
+    header_bytes=2**62,
+    fits_parts=2**62,
+)
 GZIP_LEVEL = 6
 GZIP_START = GZIP_MAGIC + b"\x08\0"  # deflated, no name; then four bytes of time
 QUANTIZE_LEVEL = 16.0  # floats are stored in steps of noise / 16, which adds 0.02 % to the variance
+BITPIX = {"uint8": 8, "int16": 16, "int32": 32, "float32": -32}
 TILE_ROWS = 16  # of an image that are compressed together: one by one takes a third longer
 # what describes how another file was stored, not what it shows
 STORAGE_KEYS = re.compile(
@@ -89,10 +102,7 @@ def write_frame(
     """
     from astropy.io import fits
 
-    suffix = re.search(r"\.fits(\.fz|\.gz)?$", path.name, re.IGNORECASE)
-    if suffix is None:
-        raise UsageError(f"{path}: images are written as .fits, .fits.fz or .fits.gz")
-    squeezed = (suffix.group(1) or "").lower()
+    squeezed = _squeezed(path)
     main = _main_header(header, wcs, history, provenance, product)
     problems: list[str] = []
     with listening(problems):
@@ -108,6 +118,151 @@ def write_frame(
         part.write_bytes(gzip.compress(content, GZIP_LEVEL, mtime=0) if squeezed == ".gz" else content)
 
 
+@dataclass(frozen=True)
+class NewPart:
+    """A part of a file, whose pixels are made while it is written, so that they need not all be held.
+
+    Attributes
+    ----------
+    shape
+        Slowest axis first; () for a part without pixels.
+    dtype
+        ``uint8``, ``int16``, ``int32`` or ``float32``.
+    planes
+        Arrays of the last two axes, in the order in which they are stored.
+    header
+        The `astropy.io.fits.Header` but for what describes the pixels. Called before the pixels are made and after,
+        when it may say what became of them; with the same number of cards.
+    name, version
+        EXTNAME and EXTVER.
+    """
+
+    header: Callable[[], Any]
+    shape: tuple[int, ...] = ()
+    dtype: str = "uint8"
+    planes: Iterable[NDArray[Any]] = ()
+    name: str = ""
+    version: int = 1
+
+
+def write_parts(path: Path, parts: Iterable[NewPart | bytes]) -> None:
+    """Write a file part by part; the same input gives the same bytes.
+
+    In a ``.fits.fz`` pixels are compressed without loss, integers by RICE, floats by GZIP; an image that would be the
+    primary one follows an empty primary part. ``.fits.gz`` is gzipped.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.fits``, ``.fits.fz`` or ``.fits.gz``.
+    parts
+        In their order; bytes are a part of another file, header and data in whole blocks, and stay as they are.
+
+    Raises
+    ------
+    UsageError
+        The suffix is none of the three.
+    OSError
+        The file cannot be written.
+    """
+    squeezed = _squeezed(path)
+    with whole_file(path) as place:
+        if squeezed == ".gz":
+            with tempfile.TemporaryFile(dir=place.parent) as plain:
+                _write_each(plain, parts, compressed=False)
+                plain.seek(0)
+                with place.open("wb") as end, gzip.GzipFile("", "wb", GZIP_LEVEL, end, mtime=0) as stream:
+                    shutil.copyfileobj(plain, stream, 2**20)
+        else:
+            with place.open("w+b") as stream:
+                _write_each(stream, parts, compressed=squeezed == ".fz")
+
+
+def _squeezed(path: Path) -> str:
+    suffix = re.search(r"\.fits(\.fz|\.gz)?$", path.name, re.IGNORECASE)
+    if suffix is None:
+        raise UsageError(f"{path}: images are written as .fits, .fits.fz or .fits.gz")
+    return (suffix.group(1) or "").lower()
+
+
+def _write_each(stream: IO[bytes], parts: Iterable[NewPart | bytes], *, compressed: bool) -> None:
+    from astropy.io import fits
+
+    places: list[tuple[int, int, int]] = []  # of parts whose checksums are still to come
+    for part in parts:
+        if isinstance(part, bytes):
+            stream.write(part)
+        elif compressed and part.shape:
+            if not stream.tell():
+                stream.write(_serialised(fits.HDUList([fits.PrimaryHDU()])))
+            stream.write(_compressed_part(part))
+        else:
+            places.append(_write_plain(stream, part))
+    stream.flush()
+    with mmap.mmap(stream.fileno(), 0) as content:
+        for place in places:
+            _sum_up(content, *place)
+        content.flush()
+
+
+def _write_plain(stream: IO[bytes], part: NewPart) -> tuple[int, int, int]:
+    """Write a part; where its header and its data begin, and where it ends [bytes]."""
+    start = stream.tell()
+    head = _plain_header(part, primary=not start)
+    stream.write(head)
+    kind = np.dtype(part.dtype).newbyteorder(">")
+    for plane in part.planes:
+        stream.write(np.ascontiguousarray(plane, kind).data)
+    stream.write(bytes(-stream.tell() % BLOCK))
+    final = _plain_header(part, primary=not start)
+    if len(final) != len(head):
+        raise ValueError(f"the header of part {part.name!r} changed its length while it was written")
+    stream.seek(start)
+    stream.write(final)
+    return start, start + len(head), stream.seek(0, io.SEEK_END)
+
+
+def _plain_header(part: NewPart, *, primary: bool) -> bytes:
+    """Header of a part, with places for its checksums."""
+    from astropy.io import fits
+
+    first: list[tuple[str, Any]] = [("SIMPLE", True)] if primary else [("XTENSION", "IMAGE   ")]
+    first += [("BITPIX", BITPIX[part.dtype]), ("NAXIS", len(part.shape))]
+    first += [(f"NAXIS{axis}", side) for axis, side in enumerate(reversed(part.shape), 1)]
+    first += [("EXTEND", True)] if primary else [("PCOUNT", 0), ("GCOUNT", 1)]
+    header = fits.Header(first)
+    _name(header, part)
+    with listening([]):  # to what it thinks of cards that come from another file
+        header.extend(part.header(), strip=False)
+        header["DATASUM"], header["CHECKSUM"] = "0", "0" * 16
+        return header.tostring().encode("ascii")  # type: ignore[no-any-return]
+
+
+def _name(header: Any, part: NewPart) -> None:
+    if part.name:
+        header["EXTNAME"] = part.name
+    if part.version != 1:
+        header["EXTVER"] = part.version
+
+
+def _compressed_part(part: NewPart) -> bytes:
+    from astropy.io import fits
+
+    values = np.empty(part.shape, part.dtype)
+    planes = values.reshape(-1, *part.shape[-2:])
+    for number, plane in enumerate(part.planes):
+        planes[number] = plane
+    with listening([]):
+        header = part.header()
+        _name(header, part)
+        content = _serialised(
+            fits.HDUList(
+                [fits.PrimaryHDU(), _part(values, header, part.name, compressed=True, lossless=True)]
+            )
+        )
+    return bytes(memoryview(content)[BLOCK:])
+
+
 def _serialised(parts: Any) -> bytearray:
     """The bytes of a file, with checksums, and without a trace of when it was written."""
     stream = io.BytesIO()
@@ -119,16 +274,16 @@ def _serialised(parts: Any) -> bytearray:
     ):  # tiles that RICE cannot take are gzipped, with the time
         stamped = GZIP_START + second.to_bytes(4, "little")
         content = content.replace(stamped, GZIP_START + bytes(4))
-    for part in find_parts(stream, len(content), Path("new file"), DEFAULT_LIMITS):
-        _sum_up(content, part)
+    for part in find_parts(stream, len(content), Path("new file"), NO_LIMITS):
+        end = part.data_start + -(-(part.end - part.data_start) // BLOCK) * BLOCK
+        _sum_up(content, part.start, part.data_start, end)
     return content
 
 
-def _sum_up(content: bytearray, part: Part) -> None:
+def _sum_up(content: bytearray | mmap.mmap, start: int, data_start: int, end: int) -> None:
     """Put the checksums of a part in place, with comments that do not tell the time."""
-    end = part.data_start + -(-(part.end - part.data_start) // BLOCK) * BLOCK
-    data_sum = _word_sum(memoryview(content)[part.data_start : end])
-    head = bytes(content[part.start : part.data_start])
+    data_sum = _word_sum(memoryview(content)[data_start:end])
+    head = bytes(content[start:data_start])
     for key, value, comment in (
         ("DATASUM", str(data_sum), "of the data"),
         ("CHECKSUM", "0" * 16, "of this part"),
@@ -136,9 +291,9 @@ def _sum_up(content: bytearray, part: Part) -> None:
         quoted = f"'{value:<8}'"
         card = f"{key:<8}= {quoted:<20} / {comment}".ljust(CARD).encode()  # as astropy lays cards out
         head = re.sub(rb"%-8s= .{70}" % key.encode(), card, head, count=1)
-    content[part.start : part.data_start] = head
-    place = part.start + head.index(b"CHECKSUM= '") + 11
-    content[place : place + 16] = encoded_checksum(_word_sum(memoryview(content)[part.start : end]))
+    content[start:data_start] = head
+    place = start + head.index(b"CHECKSUM= '") + 11
+    content[place : place + 16] = encoded_checksum(_word_sum(memoryview(content)[start:end]))
 
 
 def _word_sum(content: memoryview | bytes) -> int:
@@ -180,15 +335,20 @@ def _storable(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
-def _part(values: NDArray[Any], header: Any, name: str, *, compressed: bool) -> Any:
+def _part(values: NDArray[Any], header: Any, name: str, *, compressed: bool, lossless: bool = False) -> Any:
     from astropy.io import fits
 
     values = _storable(values)
     if not compressed:
         return fits.ImageHDU(values, header, name=name)
-    tile = (min(TILE_ROWS, values.shape[0]), values.shape[1]) if values.ndim == 2 else None
+    idle = (1,) * (values.ndim - 2)
+    tile = (*idle, min(TILE_ROWS, values.shape[-2]), values.shape[-1])
     if values.dtype.kind != "f":
         return fits.CompImageHDU(values, header, name=name, compression_type="RICE_1", tile_shape=tile)
+    if lossless:
+        return fits.CompImageHDU(
+            values, header, name=name, compression_type="GZIP_2", tile_shape=tile, quantize_level=0
+        )
     return fits.CompImageHDU(
         values, header, name=name, compression_type="RICE_1", tile_shape=tile, quantize_level=QUANTIZE_LEVEL,
         quantize_method=2, dither_seed=1,  # dithered, zeros kept; the seed makes the bytes the same each time
@@ -205,7 +365,7 @@ def _main_header(
         main.extend((card for card in header.cards if not STORAGE_KEYS.fullmatch(card.keyword)), strip=False)
     if wcs is not None:
         put_wcs(main, wcs)
-    main["CREATOR"] = (f"tapetum {__version__}", "program that wrote this file")
+    main["CREATOR"] = (f"tapetum {__version__}", "what wrote it")
     main[PRODUCT_KEY] = (product, "what this is")
     for key, value in provenance.items():
         keyword = re.sub(r"[^A-Z0-9_-]", "_", key.upper())

@@ -15,12 +15,13 @@ from tapetum.images._fits_parts import GZIP_MAGIC
 from tapetum.surveys.telescopes import SUFFIX, masks_among
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PRODUCT_KEY = "TAPPROD"  # written by us; only a product of this name is taken from a folder as input
 FRAME_PRODUCT = "frame"
 LIST_SUFFIX = ".list"
 HEAD_BYTES = 16 * 2880  # of a file, searched for PRODUCT_KEY
+MASK_NAME = re.compile(r"\.masks?(\d+(_\d+)?)?$", re.IGNORECASE)  # of a file without its suffixes
 BRACKET = re.compile(r"\[([^\[\]]+)\]$")
 
 
@@ -187,13 +188,29 @@ def _from_folder(folder: Path, product: str) -> list[str]:
         by_folder.setdefault(path.parent, []).append(path)
     kept = []
     for paths in by_folder.values():
-        masks = masks_among([path.name for path in paths])
+        names = [path.name for path in paths]
+        masks = masks_among(names) | contaminant_masks_among(names)
         kept += [path for path in paths if path.name not in masks]
     wanted = [path for path in kept if _made_as(path) in ("", product)]
     if not wanted:
         ours = f"; {len(kept)} that Tapetum made itself are only taken when named" if kept else ""
         raise InputError(f"{folder}: no FITS image in this folder{ours}")
     return [os.fspath(path) for path in wanted]
+
+
+def contaminant_masks_among(filenames: Iterable[str]) -> set[str]:
+    """Those of the files in a folder that are called contaminant masks of others, by MaxiMask or by us.
+
+    >>> sorted(contaminant_masks_among(["a.fits", "a.mask.fits", "a.masks2_0.fits.fz", "b.masks.fits"]))
+    ['a.mask.fits', 'a.masks2_0.fits.fz']
+    """
+    stems = {filename: SUFFIX.sub("", filename) for filename in filenames}
+    images = set(stems.values())
+    return {
+        filename
+        for filename, stem in stems.items()
+        if MASK_NAME.search(stem) and MASK_NAME.sub("", stem) in images
+    }
 
 
 def _images_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:

@@ -17,6 +17,14 @@ def centre_pixel(position: ArrayLike) -> NDArray[np.int64]:
     return np.floor(np.asarray(position, np.float64) + 0.5).astype(np.int64)
 
 
+def distances(x: NDArray[np.float64], y: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Distance of every pixel of the stamps that `cut` makes from their positions [pixel], shape (n, size, size)."""
+    offset = np.arange(size) - size // 2
+    dx = centre_pixel(x)[:, None] + offset - x[:, None]
+    dy = centre_pixel(y)[:, None] + offset - y[:, None]
+    return np.hypot(dx[:, None, :], dy[:, :, None])
+
+
 def cut(data: NDArray[Any], x: ArrayLike, y: ArrayLike, size: int) -> Image:
     """Cut a square stamp around each position.
 

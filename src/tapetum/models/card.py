@@ -123,7 +123,44 @@ class FeatureContract(_Part):
     )
 
 
-InputContract = Annotated[ImageContract | FeatureContract, Field(discriminator="kind")]
+class FrameContract(_Part):
+    """How a science frame becomes the input of a network that looks at whole frames, tile by tile.
+
+    The input has the shape (n, 1, n_y, n_x), float32: minus the sky, divided by the noise of the sky, both local,
+    as `tapetum.images.normalise` measures them.
+    """
+
+    kind: Literal["frame"] = "frame"
+    name: str = Field(description="name of the ONNX input")
+    normalisation: Literal["sky_sigma"] = Field(
+        default="sky_sigma", description="minus the local sky, divided by its standard deviation"
+    )
+    units: str = Field(default="any linear flux unit", description="unit of the frame before normalisation")
+    missing: Literal["zero"] = Field(
+        default="zero", description="pixels without a finite value are 0 after normalisation"
+    )
+    multiple: int = Field(default=1, ge=1, le=1024, description="the sides of a tile are multiples of it")
+    side: int | None = Field(
+        default=None, ge=8, le=4096, description="the only side of a tile that fits; null: any [pixel]"
+    )
+    margin: int = Field(
+        default=0, ge=0, le=4096, description="how far a pixel's answer can depend on others [pixel]"
+    )
+    largest: int = Field(
+        default=1448,
+        ge=8,
+        le=65536,
+        description="a tile has at most the pixels of a square of this side: memory",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.side is not None and self.side % self.multiple:
+            raise ValueError("`side` is not a multiple of `multiple`")
+        return self
+
+
+InputContract = Annotated[ImageContract | FeatureContract | FrameContract, Field(discriminator="kind")]
 
 
 class Output(_Part):
@@ -134,6 +171,34 @@ class Output(_Part):
     activation: Literal["sigmoid", "softmax", "none"] = Field(
         default="sigmoid", description="last operation; none: logits"
     )
+    per: Literal["example", "pixel"] = Field(
+        default="example", description="pixel: one plane per column, as large as the input"
+    )
+
+
+class ClassSpec(_Part):
+    """One class of a network that answers several questions about the same data.
+
+    Scores are at the class's frequency in the training data, and are carried over to the frequency expected in
+    the data: ``p' = p / (p + f (1 - p))`` with ``f = t / (1 - t) * (1 - q) / q``, t the training prior, q the prior.
+    """
+
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=32, description="the column of the output"
+    )
+    title: str
+    code: int = Field(default=0, ge=0, lt=2**31, description="bit in a mask of all classes; 0: none")
+    training_prior: float = Field(gt=0, lt=1, description="frequency in the training data")
+    prior: float = Field(gt=0, lt=1, description="frequency expected where nothing else is said")
+    threshold: float = Field(
+        ge=0, le=1, description="probability, at `prior`, above which the class is given"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.code & (self.code - 1):
+            raise ValueError("a code must be one bit")
+        return self
 
 
 class NoCalibration(_Part):
@@ -294,6 +359,15 @@ class StoredStamps(_Part):
     shapes: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int]], ...]
 
 
+class SyntheticFrames(_Part):
+    """Normalised frames made by `tapetum.models.golden.synthetic_frames` from these numbers, the same everywhere."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = Field(ge=0, le=2**20)
+    count: int = Field(ge=1, le=16)
+    size: int = Field(ge=32, le=1024)
+
+
 class Golden(_Part):
     """Raw inputs and the outputs they must give, through preparation and network; checked at every load."""
 
@@ -301,8 +375,15 @@ class Golden(_Part):
     features: tuple[tuple[float, ...], ...] | None = Field(
         default=None, description="one row per vector, in the order of the contract"
     )
+    frames: SyntheticFrames | None = None
     outputs: tuple[tuple[float, ...], ...] = Field(
-        min_length=1, description="one row per vector: the columns of the first output"
+        min_length=1,
+        description="one row per vector: the columns of the first output, their mean over the pixels of a map",
+    )
+    projections: tuple[tuple[float, ...], ...] | None = Field(
+        default=None,
+        description="of a map also the sum over its pixels with random weights, over its side: it tells a map that was "
+        "moved or turned, whose mean is the same",
     )
     tolerance: float = Field(default=1e-5, gt=0, description="largest absolute difference")
 
@@ -335,6 +416,9 @@ class CardBody(_Part):
         description="working points: name -> probability (score where there is no calibration) that counts as real; "
         "DOMAIN_tpr_X keeps the share X of the real alerts of a domain (packets, simulated) in validation",
     )
+    classes: tuple[ClassSpec, ...] = Field(
+        default=(), description="in the order of the columns of the first output"
+    )
     golden: Golden | None = None
     notes: tuple[str, ...] = ()
     limitations: tuple[str, ...] = ()
@@ -349,15 +433,25 @@ class CardBody(_Part):
         """Contract of the feature input, if the network has one."""
         return next((entry for entry in self.inputs if isinstance(entry, FeatureContract)), None)
 
+    @property
+    def frame(self) -> FrameContract | None:
+        """Contract of the frame input, if the network has one."""
+        return next((entry for entry in self.inputs if isinstance(entry, FrameContract)), None)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kinds = [entry.kind for entry in self.inputs]
         if len(set(kinds)) != len(kinds):
             raise ValueError("at most one image input and one feature input")
+        if self.frame is not None and len(self.inputs) != 1:
+            raise ValueError("a network that takes frames takes nothing else")
+        if self.frame is None and any(output.per == "pixel" for output in self.outputs):
+            raise ValueError("only a network that takes frames answers for each pixel")
+        _check_classes(self.classes, self.outputs[0].columns)
         if any(bit <= 0 or bit & (bit - 1) or bit >= 2**31 for bit in self.flags):
             raise ValueError("a flag must be one bit of a positive int32")
         if self.golden is not None:
-            _check_golden(self.golden, self.images, self.features, len(self.outputs[0].columns))
+            _check_golden(self.golden, self)
         return self
 
 
@@ -376,25 +470,49 @@ class ModelCard(CardBody):
 class CardTemplate(CardBody):
     """The card of a known foreign network, before its weights were imported."""
 
-    weights_sha256: Sha256 = Field(description="of its weights, as `KerasNet.weights_sha256` computes it")
+    weights_sha256: Sha256 = Field(
+        description="of its weights, whatever file they come in: `KerasNet.weights_sha256` of a Keras network, "
+        "`tapetum.models.tf_bundle.arrays_sha256` of named arrays"
+    )
 
 
-def _check_golden(
-    golden: Golden, images: ImageContract | None, features: FeatureContract | None, n_columns: int
-) -> None:
-    if (golden.stamps is None) != (images is None) or (golden.features is None) != (features is None):
+def _check_classes(classes: tuple[ClassSpec, ...], columns: tuple[str, ...]) -> None:
+    if classes and tuple(entry.name for entry in classes) != columns:
+        raise ValueError("the classes must be the columns of the first output, in their order")
+    codes = [entry.code for entry in classes if entry.code]
+    if len(set(codes)) != len(codes):
+        raise ValueError("two classes have the same code")
+
+
+def _check_golden(golden: Golden, body: CardBody) -> None:
+    pairs = ((golden.stamps, body.images), (golden.features, body.features), (golden.frames, body.frame))
+    if any((given is None) != (contract is None) for given, contract in pairs):
         raise ValueError("golden vectors must have exactly the inputs of the network")
-    n_vectors = len(golden.outputs)
+    n_vectors, n_columns = len(golden.outputs), len(body.outputs[0].columns)
     if any(len(row) != n_columns for row in golden.outputs):
         raise ValueError(f"golden outputs must have {n_columns} column(s)")
     if isinstance(golden.stamps, SyntheticStamps) and golden.stamps.count != n_vectors:
         raise ValueError("as many golden stamps as outputs are needed")
     if isinstance(golden.stamps, StoredStamps) and len(golden.stamps.shapes) != n_vectors:
         raise ValueError("as many golden stamps as outputs are needed")
-    if golden.features is not None and features is not None:
+    if golden.features is not None and body.features is not None:
         widths = {len(row) for row in golden.features}
-        if len(golden.features) != n_vectors or widths != {len(features.features)}:
+        if len(golden.features) != n_vectors or widths != {len(body.features.features)}:
             raise ValueError("golden features must have one row per output and one number per feature")
+    if golden.projections is not None:
+        if body.outputs[0].per != "pixel":
+            raise ValueError("only maps have golden projections")
+        if [len(row) for row in golden.projections] != [n_columns] * n_vectors:
+            raise ValueError("golden projections must have the shape of the golden outputs")
+    if golden.frames is not None and body.frame is not None:
+        _check_frames(golden.frames, body.frame, n_vectors)
+
+
+def _check_frames(frames: SyntheticFrames, contract: FrameContract, n_vectors: int) -> None:
+    if frames.count != n_vectors:
+        raise ValueError("as many golden frames as outputs are needed")
+    if frames.size % contract.multiple or contract.side not in (None, frames.size):
+        raise ValueError("golden frames must have a size that the network takes")
 
 
 def parse_card(text: str, origin: str, kind: type[Card]) -> Card:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tapetum.models.card import CardBody
+    from tapetum.models.card import CardBody, SyntheticFrames
 
 SCENES = 6  # kinds of synthetic stamps, in turn
+PROJECTION_SEED = 20265  # of the weights of `golden_projections`
+FRAME_STARS = 12  # in one synthetic frame
 
 
 def uniforms(seed: int, stream: int, count: int) -> NDArray[np.float64]:
@@ -79,6 +81,46 @@ def synthetic_stamps(recipe: SyntheticStamps) -> tuple[NDArray[np.float32], NDAr
     return stamps, shapes
 
 
+def synthetic_frames(recipe: SyntheticFrames) -> NDArray[np.float32]:
+    """Make the frames of a recipe: sky noise, stars, and in turn all that spoils a frame.
+
+    Every frame has stars of many fluxes; then cosmic rays and hot pixels (even frames), a satellite trail and a
+    hot and a dead column (odd frames), and a block without values in the lower right corner.
+
+    Returns
+    -------
+    ndarray of float32, shape (count, 1, size, size)
+        Sky-subtracted, in units of the sky's noise; 0 where there is no value.
+    """
+    size, seed = recipe.size, recipe.seed
+    frames = np.empty((recipe.count, 1, size, size), dtype=np.float32)
+    for i in range(recipe.count):
+        frame = _noise(seed, 8 * i, size)
+        for v, u, brightness, width in uniforms(seed, 8 * i + 1, 4 * FRAME_STARS).reshape(-1, 4):
+            dy, dx = (size - 1) * (v - 0.5), (size - 1) * (u - 0.5)
+            # peaks from 3 to 3000 times the noise, most of them faint
+            frame += 3.0 / (0.001 + brightness * brightness) * _star(size, dy, dx, 2.0 + width)
+        places = (size * uniforms(seed, 8 * i + 2, 12)).astype(np.int64)
+        if i % 2 == 0:
+            for y, x in places.reshape(-1, 2):
+                frame[y, x : x + 1 + (x + y) % 5] += 60.0 + x
+            frame[places[:4], places[4:8]] += 400.0
+        else:
+            frame += 12.0 * _ribbon(size, places[0] - size / 2, 0.2 + places[1] / size, 1.5)
+            frame[:, places[2]] += 25.0
+            frame[size // 3 :, places[3]] = -15.0
+        frame[size - size // 8 :, size - size // 5 :] = 0.0
+        frames[i, 0] = frame
+    return frames
+
+
+def _ribbon(size: int, offset: float, slope: float, width: float) -> NDArray[np.float64]:
+    """A straight trail of peak 1 through the frame, with the wings of `_star`."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    square = (y - offset - slope * x) ** 2 / ((1.0 + slope * slope) * width**2)
+    return np.asarray(1.0 / ((1.0 + square) * (1.0 + square) * (1.0 + square)))
+
+
 def golden_inputs(card: CardBody) -> dict[str, NDArray[np.float32]]:
     """The card's golden vectors, prepared as its contract says, by name of the ONNX input.
 
@@ -100,15 +142,49 @@ def golden_inputs(card: CardBody) -> dict[str, NDArray[np.float32]]:
             prepared[card.images.name] = prepare_images(stamps, shapes, card.images)
         except ValueError as problem:
             raise ModelError(f"{card.name} {card.version}: golden stamps: {problem}") from None
+    if card.frame is not None and golden.frames is not None:
+        prepared[card.frame.name] = synthetic_frames(golden.frames)
     if card.features is not None and golden.features is not None:
         prepared[card.features.name] = np.array(golden.features, dtype=np.float32)
     return prepared
 
 
+def golden_rows(answers: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """One row per golden vector: the columns themselves, or the mean over the pixels of each plane.
+
+    Parameters
+    ----------
+    answers : ndarray, shape (n, n_columns) or (n, n_columns, n_y, n_x)
+        Of the network, raw.
+    """
+    values = np.asarray(answers, dtype=np.float64)
+    return values if values.ndim == 2 else np.asarray(values.mean(axis=(2, 3)))
+
+
+def golden_projections(answers: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Of each plane the sum over its pixels with weights of mean 0 and variance 1, over its side.
+
+    Errors of the pixels that do not depend on each other, and those that all pixels share, come out as large as they
+    are; a plane that was moved or turned gives another number.
+
+    Parameters
+    ----------
+    answers : ndarray, shape (n, n_columns, n_y, n_x)
+        Of the network, raw.
+    """
+    n_y, n_x = answers.shape[2:]
+    weights = np.sqrt(12.0) * (uniforms(PROJECTION_SEED, 0, n_y * n_x).reshape(n_y, n_x) - 0.5)
+    weights -= weights.mean()
+    sums = (np.asarray(answers, dtype=np.float64) * weights).sum(axis=(2, 3))
+    return np.asarray(sums / np.sqrt(n_y * n_x))
+
+
 def check_golden(
-    card: CardBody, run: Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float64]]
+    card: CardBody, run: Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.floating[Any]]]
 ) -> float:
     """Run the golden vectors through `run`; the largest absolute difference to what the card says.
+
+    `run` takes prepared inputs by name and gives one row, or one plane per column, for each of them.
 
     Raises
     ------
@@ -119,7 +195,11 @@ def check_golden(
     if card.golden is None:
         return 0.0
     expected = np.array(card.golden.outputs, dtype=np.float64)
-    difference = np.abs(run(inputs) - expected).max(axis=1)
+    answers = run(inputs)
+    difference = np.abs(golden_rows(answers) - expected).max(axis=1)
+    if card.golden.projections is not None:
+        projections = golden_projections(answers) - np.array(card.golden.projections)
+        difference = np.maximum(difference, np.abs(projections).max(axis=1))
     if not (difference <= card.golden.tolerance).all():
         worst = int(np.nanargmax(np.where(np.isnan(difference), np.inf, difference)))
         raise ModelError(

@@ -1,36 +1,20 @@
-"""Bring a foreign network in: weights become ONNX, and what must be known to use them becomes a card."""
+"""Bring a Keras network in: weights become ONNX, and what must be known to use them becomes a card."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import ValidationError
 
 from tapetum.alerts.batch import STAMP_NAMES
-from tapetum.core.errors import FormatError, InputError, ModelError
+from tapetum.core.errors import FormatError, InputError
 from tapetum.core.files import sha256_of
-from tapetum.models.card import (
-    CardBody,
-    CardTemplate,
-    FeatureContract,
-    Golden,
-    ImageContract,
-    ModelCard,
-    Output,
-    Source,
-    SyntheticStamps,
-    Training,
-    load_card,
-    write_card,
-)
-from tapetum.models.golden import check_golden, golden_inputs, uniforms
+from tapetum.models.card import CardBody, FeatureContract, ImageContract, Output, Source, Training
+from tapetum.models.installing import Imported, check_identity, complete_card, install
 from tapetum.models.keras_h5 import read_keras_h5
 from tapetum.models.keras_onnx import FEATURE_INPUT, IMAGE_INPUT, SCORE_OUTPUT, Translation, to_onnx
-from tapetum.models.registry import CARD_NAME, ONNX_NAME, load_template, packaged_names, template_names
-from tapetum.models.runtime import Model
+from tapetum.models.registry import load_template, packaged_names
 
 if TYPE_CHECKING:
     import datetime
@@ -38,8 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tapetum.models.keras_h5 import KerasNet
-
-GOLDEN_SEED, GOLDEN_COUNT = 7, 6
 
 
 @dataclass(frozen=True)
@@ -71,25 +53,6 @@ class Contract:
     features: tuple[str, ...] = ()
     licence: str = "unknown"
     version: str = "1.0.0"
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What an import did.
-
-    Attributes
-    ----------
-    card
-        Of the imported model.
-    folder
-        Where it lies.
-    new
-        False when the same file had been imported before.
-    """
-
-    card: ModelCard
-    folder: Path
-    new: bool
 
 
 def import_keras(
@@ -135,7 +98,7 @@ def import_keras(
     if template is not None:
         if contract is not None:
             raise InputError(f"{name} is a known network with its own input contract; leave the options away")
-        _check_identity(path, net, template)
+        check_identity(path, net.weights_sha256(), template)
     sha256 = sha256_of(path)
     try:
         translation = to_onnx(net)
@@ -146,23 +109,7 @@ def import_keras(
         body: CardBody = template.model_copy(update={"source": template.source.model_copy(update=source)})
     else:
         body = _described(path, name, contract or Contract(), translation, source, today)
-    card = _completed(body, translation)
-    return _install(card, translation.onnx, models / card.name / card.version, path)
-
-
-def _check_identity(path: Path, net: KerasNet, template: CardTemplate) -> None:
-    found = net.weights_sha256()
-    if found == template.weights_sha256:
-        return
-    for other in template_names():
-        known = load_template(other)
-        if known is not None and known.weights_sha256 == found:
-            raise InputError(
-                f"{path}: these are the weights of {other}, not of {template.name}; use --name {other}"
-            )
-    raise InputError(
-        f"{path}: these are not the weights of {template.name}; choose another name, and give the contract"
-    )
+    return install(complete_card(body, translation.onnx), translation.onnx, models, path)
 
 
 def _described(
@@ -232,53 +179,3 @@ def _inputs(
             )
         inputs.append(FeatureContract(name=FEATURE_INPUT, features=contract.features))
     return tuple(inputs)
-
-
-def _completed(body: CardBody, translation: Translation) -> ModelCard:
-    """The card with the sha256 of the network, and with golden vectors: checked, or made now where there are none."""
-    values = {key: value for key, value in dict(body).items() if key != "weights_sha256"}
-    card = ModelCard(**values, onnx_sha256=hashlib.sha256(translation.onnx).hexdigest())
-    model = Model(card, translation.onnx, f"{card.name} {card.version}")
-    if card.golden is not None:
-        check_golden(card, model.scores)
-        return card
-    stamps = features = None
-    if card.images is not None:
-        stamps = SyntheticStamps(seed=GOLDEN_SEED, count=GOLDEN_COUNT, size=max(card.images.size, 8))
-    if card.features is not None:
-        width = len(card.features.features)
-        features = tuple(tuple(uniforms(GOLDEN_SEED, row, width).tolist()) for row in range(GOLDEN_COUNT))
-    blank = tuple((0.0,) * len(card.outputs[0].columns) for _ in range(GOLDEN_COUNT))
-    card = card.model_copy(update={"golden": Golden(stamps=stamps, features=features, outputs=blank)})
-    outputs = tuple(tuple(row) for row in model.scores(golden_inputs(card)).tolist())
-    golden = Golden(stamps=stamps, features=features, outputs=outputs)
-    return ModelCard.model_validate(card.model_copy(update={"golden": golden}).model_dump())
-
-
-def _install(card: ModelCard, onnx: bytes, folder: Path, path: Path) -> Imported:
-    """Put both files in place; the folder appears whole."""
-    if (folder / CARD_NAME).is_file():
-        old = load_card(folder / CARD_NAME)
-        if old.source.sha256 != card.source.sha256:
-            raise InputError(
-                f"{path}: {card.name} {card.version} was imported from another file ({old.source.file}); "
-                "give this one another --version or --name"
-            )
-        if (old.inputs, old.licence) != (card.inputs, card.licence):
-            raise InputError(
-                f"{path}: {card.name} {card.version} was imported with another contract; give a --version"
-            )
-        try:
-            Model.load(str(folder / ONNX_NAME))
-        except ModelError:
-            shutil.rmtree(folder)  # damaged since; the same file makes it whole again
-        else:
-            return Imported(old, folder, new=False)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    (part / ONNX_NAME).write_bytes(onnx)
-    write_card(part / CARD_NAME, card)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-    return Imported(card, folder, new=True)

@@ -14,6 +14,7 @@ from tapetum.core.places import cache_dir
 from tapetum.models.card import CardTemplate, parse_card
 
 ONNX_NAME, CARD_NAME = "model.onnx", "card.json"
+PUBLISHED = ("maximask", "maxitrack")  # in the package index; imported without a file of the user
 _SPEC = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?:@(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -107,7 +108,8 @@ def find_model(spec: str) -> ModelFiles:
         known = ", ".join(model.version for model in found)
         raise ModelError(f"{name} has no version {version}; there is {known}")
     if name in template_names():
-        raise ModelError(f"{name} is known but not imported: tapetum models import FILE --name {name}")
+        how = name if name in PUBLISHED else f"FILE --name {name}"
+        raise ModelError(f"{name} is known but not imported: tapetum models import {how}")
     names = sorted({model.name for model in list_models()} | set(template_names()))
     raise ModelError(f"there is no model {name!r}; known: {', '.join(names)} (tapetum models list)")
 

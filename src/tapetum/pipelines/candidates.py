@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tapetum.finders.transients import CandidateFlag, flag_names
-from tapetum.images.cutouts import centre_pixel, cut
+from tapetum.images.contaminants import Contaminant
+from tapetum.images.cutouts import cut, distances
 from tapetum.images.detect import Note
+from tapetum.pipelines.contaminated import UNKNOWN, contamination_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from tapetum.finders.realbogus import Scores
     from tapetum.images.detect import Detections
-    from tapetum.images.frame import Image
+    from tapetum.images.frame import Image, MaskPlane
     from tapetum.images.psf import PsfModel
 
     Array = NDArray[np.float64]
@@ -36,6 +38,7 @@ VETOES = (
     | CandidateFlag.FWHM
     | CandidateFlag.RESIDUAL
     | CandidateFlag.REPEATED
+    | CandidateFlag.CONTAMINATED
 )
 AREA_RADII = 0.7  # a brighter star saturates more pixels, and disturbs more beyond them
 UNITS = {
@@ -79,6 +82,8 @@ DESCRIPTIONS = {
     "angle_deg": "of the long axis, from +x to +y",
     "chi2": "reduced, of the fit of the PSF",
     "masked_fraction": "part of its light on bad pixels",
+    "contaminated_fraction": "part of its light on pixels of contaminants that look like a change; 0 where the others "
+    "confirm it",
     "dipole": "strongest peak of the other sign beside it over its own",
     "saturated_distance": "pixels to the nearest saturated area, less 0.7 of its radius",
     "sharpness": "light of the fainter neighbours over what a star has; less than one half is a particle",
@@ -86,6 +91,7 @@ DESCRIPTIONS = {
     "sign": "1 brighter, -1 fainter than the reference",
     "n_pix": "pixels above the threshold",
     "notes": "bits, named in the metadata",
+    "contaminants": "what contaminates the science image there: codes added, named in the metadata",
     "match": "nearest known object: table and row",
     "match_distance": "to it",
     "score": "raw output of the network",
@@ -108,7 +114,7 @@ def typed(words: Mapping[str, str]) -> dict[str, Any]:
         out["cutout_size"] = int(words["cutout_size"])
     if "shape" in words:
         out["shape"] = [int(side) for side in words["shape"].split()]
-    for key in ("flags", "notes"):
+    for key in ("flags", "notes", "contaminants"):
         if key in words:
             out[key] = {int(bit): name for bit, name in json.loads(words[key]).items()}
     return out
@@ -133,6 +139,8 @@ class VetoLimits:
         Change over the light that was there before: less than this is what a subtraction leaves of a star.
     fwhm_ratio
         Range of the width over a star's; trails are exempt.
+    contaminated
+        Part of its light that falls on contaminated pixels and nowhere else, see `contaminated.contamination_of`.
     """
 
     masked: float = 0.6
@@ -142,6 +150,7 @@ class VetoLimits:
     dipole: float = 0.5
     residual: float = 0.03
     fwhm_ratio: tuple[float, float] = (0.5, 5.0)
+    contaminated: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,12 @@ class Surface:
         The aligned reference; None where there is none.
     saturated : ndarray of bool, shape (n_y, n_x)
         Where either image is saturated.
+    unusable : ndarray of uint8, shape (n_y, n_x)
+        Not 0 where a pixel cannot be used.
+    blurred
+        Whether a kernel has blurred the image that was searched; then `sharp` is the science image itself.
+    codes : ndarray of uint16, shape (n_y, n_x)
+        What contaminates the science image, as `tapetum.images.contaminants` has it; None where nobody knows.
     """
 
     sharp: Image
@@ -163,6 +178,9 @@ class Surface:
     sharp_psf: PsfModel
     template: Image | None
     saturated: NDArray[np.bool_]
+    unusable: MaskPlane
+    blurred: bool = False
+    codes: NDArray[np.uint16] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,19 +196,24 @@ class Evidence:
         lacks.
     relative
         Change over the light of the template; inf where there is none.
+    contaminants, contaminated
+        `codes` and `fraction` of `contaminated.Contamination`.
     """
 
     saturated_distance: Array
     sharpness: Array
     sharpness_sigma: Array
     relative: Array
+    contaminants: NDArray[np.int32]
+    contaminated: Array
 
 
 def measure_evidence(found: Detections, surface: Surface) -> Evidence:
     """Look at the surroundings of every detection."""
     sharpness, sigma = _sharpness(found, surface)
     margin = saturated_margin(surface.saturated, found.x, found.y)
-    return Evidence(margin, sharpness, sigma, _relative(surface, found))
+    mask = contamination_of(found, surface, sharpness)
+    return Evidence(margin, sharpness, sigma, _relative(surface, found), mask.codes, mask.fraction)
 
 
 def judge(found: Detections, evidence: Evidence, limits: VetoLimits) -> NDArray[np.int32]:
@@ -209,6 +232,7 @@ def judge(found: Detections, evidence: Evidence, limits: VetoLimits) -> NDArray[
         CandidateFlag.DIPOLE: found.dipole > limits.dipole,
         CandidateFlag.FWHM: np.isfinite(ratio) & ~((ratio >= low) & (ratio <= high)) & ~line,
         CandidateFlag.RESIDUAL: evidence.relative < limits.residual,
+        CandidateFlag.CONTAMINATED: evidence.contaminated >= limits.contaminated,
     }
     flags = np.zeros(len(found), np.int32)
     for flag, raised in faults.items():
@@ -269,17 +293,9 @@ def _relative(surface: Surface, found: Detections) -> Array:
     fwhm = found.fwhm_psf_pix
     size = 2 * int(np.ceil(1.5 * float(fwhm.max(initial=1.0)))) + 1
     light = np.nan_to_num(cut(surface.template, found.x, found.y, size))
-    near = _distance(found.x, found.y, size) <= 1.5 * fwhm[:, None, None]
+    near = distances(found.x, found.y, size) <= 1.5 * fwhm[:, None, None]
     before = np.where(near, light, 0.0).sum(axis=(1, 2), dtype=np.float64)
     return np.where(before > 0, np.abs(found.flux) / np.maximum(before, 1e-30), np.inf)
-
-
-def _distance(x: Array, y: Array, size: int) -> Array:
-    """Distance of every pixel of stamps from their positions [pixel], shape (n, size, size)."""
-    offset = np.arange(size) - size // 2
-    dx = centre_pixel(x)[:, None] + offset - x[:, None]
-    dy = centre_pixel(y)[:, None] + offset - y[:, None]
-    return np.hypot(dx[:, None, :], dy[:, :, None])
 
 
 def repeated(x: Array, y: Array, snr: Array, group: NDArray[np.intp], radius: Array) -> NDArray[np.bool_]:
@@ -383,9 +399,9 @@ def candidate_table(
     Notes
     -----
     Columns: ``candidate_id x y ra dec band mag mag_err flux flux_err flux_template snr significance fwhm fwhm_psf
-    elongation length_pix angle_deg chi2 masked_fraction dipole saturated_distance sharpness relative sign n_pix notes
-    match match_distance score probability flags reason``; ``snr`` is flux over its error, ``significance`` that of the
-    filter which detected it.
+    elongation length_pix angle_deg chi2 masked_fraction dipole saturated_distance sharpness relative
+    contaminated_fraction sign n_pix notes contaminants match match_distance score probability flags reason``; ``snr``
+    is flux over its error, ``significance`` that of the filter which detected it.
     """
     import pyarrow as pa
 
@@ -394,6 +410,7 @@ def candidate_table(
     snr = signal_to_noise(light.flux, light.flux_err)
     order = np.lexsort([-snr, -np.nan_to_num(level, nan=-1.0), ~survives])
     names = [f"{image}_{number:05d}" for number in range(1, len(found) + 1)]
+    codes = evidence.contaminants[order]
     columns: dict[str, Any] = {
         "candidate_id": pa.array(names, pa.string()),
         **{name: _floats(values[order]) for name, values in _numbers_before(found, light).items()},
@@ -402,6 +419,7 @@ def candidate_table(
         "sign": pa.array(found.sign[order].astype(np.int8)),
         "n_pix": pa.array(found.n_pix[order].astype(np.int32)),
         "notes": pa.array(found.flags[order].astype(np.int32)),
+        "contaminants": pa.array(codes, pa.int32(), mask=codes == UNKNOWN),
         "match": pa.array([known.name[row] for row in order.tolist()], pa.string()),
         "match_distance": _floats(known.distance_arcsec[order]),
         "score": _floats(scores.score[order]),
@@ -411,6 +429,7 @@ def candidate_table(
     }
     notes = {note.value: str(note.name).lower() for note in Note}
     words = {**metadata, "flags": json.dumps(flag_names()), "notes": json.dumps(notes)}
+    words["contaminants"] = json.dumps({code.value: code.name for code in Contaminant})
     return pa.table(columns).replace_schema_metadata(words), order
 
 
@@ -438,6 +457,7 @@ def _numbers_after(found: Detections, light: Photometry, evidence: Evidence) -> 
         "saturated_distance": evidence.saturated_distance,
         "sharpness": evidence.sharpness,
         "relative": evidence.relative,
+        "contaminated_fraction": evidence.contaminated,
     }
 
 

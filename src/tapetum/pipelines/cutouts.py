@@ -180,7 +180,8 @@ def candidate_cards(row: Mapping[str, Any], source: str, *, edge: bool) -> dict[
         "SIGN": int(row.get("sign", 1)),
         "PROB": _number(row.get("probability")),
     }
-    return cards
+    contaminants = _number(row.get("contaminants"))
+    return cards if np.isnan(contaminants) else {**cards, "CONTAM": int(contaminants)}
 
 
 def _number(value: Any) -> float:
@@ -455,6 +456,8 @@ def _list_of(result: SearchResult, chosen: Table, size: int, first: int) -> Tabl
         out[theirs] = chosen[ours]
     out["filename"] = [result.name] * len(chosen)
     out["OriginalIma"] = [result.source] * len(chosen)
+    if "contaminants" in chosen.colnames:  # earlier versions did not ask
+        out["contaminants"] = chosen["contaminants"]
     return out
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from tapetum import __version__
 from tapetum.core.errors import InputError
+from tapetum.finders.contaminants import MODEL
 from tapetum.images.cutouts import cut
 from tapetum.images.fits import read_frame, write_frame
 from tapetum.images.frame import Bad
@@ -28,9 +29,10 @@ from tapetum.pipelines.demo_images_page import (
     Injected,
     choose,
 )
+from tapetum.pipelines.demo_masks import mask_image
 from tapetum.pipelines.outputs import fingerprint, finished_run, record_settings, settings_path
 from tapetum.pipelines.search import SearchOptions, search
-from tapetum.pipelines.search_report import preview_step, thinned
+from tapetum.pipelines.search_report import preview_step
 from tapetum.pipelines.search_results import (
     CANDIDATES,
     CUTOUTS,
@@ -45,6 +47,7 @@ from tapetum.pipelines.search_results import (
     read_truth,
 )
 from tapetum.pipelines.simulate import EPOCH_CHANGE, SimulateOptions, another_epoch, rng_of, simulate_scenes
+from tapetum.report.stamps import thinned
 from tapetum.simulate.scene import SceneSettings
 from tapetum.simulate.sources import parse_kinds
 from tapetum.simulate.truth import TRUTH_NAME, name_file, write_truth
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     from tapetum.core.progress import Progress
     from tapetum.core.settings import Settings
     from tapetum.pipelines.completeness import Recovery
+    from tapetum.pipelines.demo_masks import MaskReport
     from tapetum.pipelines.search_results import SearchResult
 
     Image = NDArray[np.float32]
@@ -192,6 +196,7 @@ def search_pair(
     progress: Progress,
     *,
     overwrite: bool = False,
+    mask_model: str = MODEL,
 ) -> ImagesReport:
     """Search the second epoch against the first, and compare what is found with what was put in.
 
@@ -203,6 +208,8 @@ def search_pair(
         Where ``search/`` and ``completeness/`` go.
     progress
         Of the search.
+    mask_model
+        Network for contaminants; the first epoch is masked where it is an observed one, else the second.
 
     Returns
     -------
@@ -231,6 +238,8 @@ def search_pair(
     planes, worthless = _planes(result)
     injected, false = _what_became(result, recovery, worthless)
     step = preview_step(result.shape)
+    masked = pair.science if pair.why_simulated else pair.reference
+    masks = mask_image(masked, folder / "masks", settings, model=mask_model, overwrite=overwrite)
     return ImagesReport(
         why_simulated=pair.why_simulated,
         words={key: str(value) for key, value in result.candidates.meta.items()}
@@ -242,10 +251,15 @@ def search_pair(
         step=step,
         stamps=_stamps(planes, worthless, [*choose(injected).all, *false[:FALSE_SHOWN]]),
         seconds={"second epoch": pair.seconds, "search": _searched_in(result.folder / LOG)},
-        files=_files(pair, result, folder),
-        commands=_commands(pair, place),
+        files=[*_files(pair, result, folder), *_mask_files(masks)],
+        commands=[*_commands(pair, place), *([] if masks is None else [("masks", masks.command)])],
         provenance=[("made by", f"tapetum {__version__}"), ("seed", str(settings.seed))],
+        masks=masks,
     )
+
+
+def _mask_files(masks: MaskReport | None) -> list[tuple[str, Path]]:
+    return [] if masks is None else [("contaminant masks", masks.file), ("a picture of them", masks.preview)]
 
 
 def _seconds(path: Path) -> float | None:

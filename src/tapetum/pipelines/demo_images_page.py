@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tapetum.pipelines.completeness_report import plots
+from tapetum.pipelines.demo_masks import mask_sections
 from tapetum.report.page import (
     Card,
     Cards,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tapetum.pipelines.completeness import Completeness
+    from tapetum.pipelines.demo_masks import MaskReport
 
     Image = NDArray[np.float32]
 
@@ -155,6 +157,9 @@ class ImagesReport:
         What it does, and how it is typed.
     provenance
         (name, value) pairs.
+    masks
+        Contaminants of the first epoch where it is an observed one, else of the second; None where no network for them
+        is installed.
     """
 
     why_simulated: str
@@ -169,6 +174,7 @@ class ImagesReport:
     files: Sequence[tuple[str, Path]]
     commands: Sequence[tuple[str, str]]
     provenance: Sequence[tuple[str, str]]
+    masks: MaskReport | None = None
 
     @property
     def real(self) -> bool:
@@ -217,9 +223,12 @@ def summary(report: ImagesReport) -> str:
         found, total = report.counts(kind)
         parts.append(f"{found} of {_count(total, kind)}")
     where = "a real ZTF quadrant" if report.real else "a simulated scene"
+    counts = {} if report.masks is None else report.masks.counts
+    masked = ", ".join(f"{name} {n}" for name, n in counts.items())
     return (
         f"{', '.join(parts)} found in a second epoch of {where}, {_n_missed(report)} missed; "
         f"50 % depth {_depth(report, 50)} mag; {len(report.false)} false candidates"
+        + (f"; contaminated pixels: {masked}" if masked else "")
     )
 
 
@@ -268,6 +277,7 @@ def build_images_page(report: ImagesReport, home: Path, back: str) -> Page:
             report, 2, "The difference", "What is left of the same field once the first epoch is subtracted. "
         ),
         _table(report, choice),
+        *([] if report.masks is None else mask_sections(report.masks, _masked_title(report))),
         _making(report),
         _files(report, home),
         Settings("How this came about", [*report.provenance, *_words(report)]),
@@ -275,6 +285,10 @@ def build_images_page(report: ImagesReport, home: Path, back: str) -> Page:
     subtitle = ("Part 2 of the demo. ", Link("Back to part 1: alerts", back))
     notice = REAL if report.real else SIMULATED.format(report.why_simulated)
     return Page("A second night, searched", subtitle, sections, notice=notice)
+
+
+def _masked_title(report: ImagesReport) -> str:
+    return f"The {'first' if report.real else 'second'} epoch, masked"
 
 
 def _n_missed(report: ImagesReport) -> int:

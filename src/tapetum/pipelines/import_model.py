@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tapetum.core.errors import FormatError, InputError, TapetumError
-from tapetum.models.importer import Contract, Imported, import_keras
+from tapetum.models.importer import Contract, import_keras
+from tapetum.models.maximask import import_copy
+from tapetum.models.registry import PUBLISHED
 from tapetum.pipelines.runner import run_over
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tapetum.models.installing import Imported
     from tapetum.models.keras_h5 import KerasNet
 
     Reader = Callable[[Path], KerasNet]
@@ -25,14 +28,21 @@ if TYPE_CHECKING:
 def import_model(
     path: Path, name: str, contract: Contract | None, models: Path, today: datetime.date
 ) -> Imported:
-    """Import a Keras file as `tapetum.models.importer.import_keras` does, safe from files that crash their reader.
+    """Import a user's file: MaxiMask and MaxiTrack from SavedModel or wheel, everything else from a Keras file.
+
+    A Keras file is imported as `tapetum.models.importer.import_keras` does, safe from files that crash their reader.
 
     Raises
     ------
     InputError, ModelError
-        As `import_keras`; `FormatError` also when the file crashes the process that reads it.
+        As `import_keras` and `tapetum.models.maximask.import_copy`; `FormatError` also when the file crashes the
+        process that reads it.
     """
-    return import_keras(path, name, contract, models, today, read=read_apart)
+    if name not in PUBLISHED:
+        return import_keras(path, name, contract, models, today, read=read_apart)
+    if contract is not None:
+        raise InputError(f"{name} is a known network with its own input contract; leave the options away")
+    return import_copy(path, name, models)
 
 
 def keras_reader() -> Reader:

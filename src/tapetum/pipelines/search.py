@@ -27,6 +27,7 @@ from tapetum.images.cutouts import centre_pixel
 from tapetum.images.detect import Detections
 from tapetum.images.fits import files_of, image_name, path_of, read_frame, write_frame
 from tapetum.images.frame import Bad
+from tapetum.images.mask_codes import class_words
 from tapetum.images.photometry import forced_photometry
 from tapetum.images.subtract import SubtractionError
 from tapetum.images.summary import essential_gaps
@@ -51,12 +52,12 @@ from tapetum.pipelines.outputs import check_folder, fingerprint
 from tapetum.pipelines.references import References
 from tapetum.pipelines.runner import run_over
 from tapetum.pipelines.search_calibration import Catalogues, calibrate, match_known
+from tapetum.pipelines.search_contaminants import Asked, ContaminantLookup
 from tapetum.pipelines.search_report import (
     Exhibit,
     QualityReport,
     index_page,
     preview_step,
-    thinned,
     write_quality_page,
 )
 from tapetum.pipelines.search_results import (
@@ -92,6 +93,7 @@ from tapetum.pipelines.search_steps import (
 )
 from tapetum.pipelines.steps import TROUBLE, WARNING, profile_files
 from tapetum.report.page import write_page
+from tapetum.report.stamps import thinned
 from tapetum.report.tables import rounded, write_table
 from tapetum.simulate.truth import TRUTH_NAME, write_truth
 from tapetum.sky.catalogue import is_remote
@@ -106,6 +108,8 @@ if TYPE_CHECKING:
     from tapetum.core.settings import ClusterSettings
     from tapetum.finders.realbogus import Scores
     from tapetum.images.frame import Frame, FrameInfo
+
+    Codes = NDArray[np.uint16]
 
 Keep = Literal["difference", "all", "none"]
 Cutouts = Literal["fits", "none"]
@@ -154,6 +158,9 @@ class SearchOptions:
         Leave known objects out; None: only where there is no reference.
     model
         Network that scores; None takes `transients` when there is one.
+    contaminants
+        What contaminates the science images: a network, a file or folder of masks, ``none``; None takes the masks
+        beside an image, else the network `contaminants` when there is one.
     cutouts, cutout_size
         Whether to write cutouts, and their side [pixel]; None writes them where there is a reference: without one every
         star is a candidate.
@@ -177,6 +184,7 @@ class SearchOptions:
     match_radius_arcsec: float = 2.0
     drop_known: bool | None = None
     model: str | None = None
+    contaminants: str | None = None
     cutouts: Cutouts | None = None
     cutout_size: int = STAMP_SIZE
     keep: Keep = "difference"
@@ -267,13 +275,16 @@ def plan(sources: Sequence[str], out: Path, options: SearchOptions) -> list[Task
     others += files_of([] if options.mask is None else [options.mask])
     others += files_of(name for name in options.references if path_of(name).exists())
     others += profile_files(options.telescope)
-    shared = fingerprint(others, {"options": asdict(options)}, skip=[out])
+    asked = Asked.parse(options.contaminants)
+    shared = fingerprint(others, {"options": asdict(options), "contaminants": asked.identity}, skip=[out])
     taken: dict[str, str] = {}
     tasks = []
     for source in dict.fromkeys(sources):
         name = _name_for(source, out, taken)
         taken[name] = source
-        made_from = fingerprint(files_of([source]), {"source": source, "shared": shared})
+        masks = asked.masks_for(source)
+        files = files_of([source]) + ([] if masks is None else [path_of(masks)])
+        made_from = fingerprint(files, {"source": source, "shared": shared})
         tasks.append(Task(source, out / name, made_from))
     return tasks
 
@@ -320,12 +331,15 @@ def search(
     Raises
     ------
     UsageError
-        `out` is a file, a folder of an image's name is there and is not the result of a search, or the model cannot
-        score candidates.
+        `out` is a file, a folder of an image's name is there and is not the result of a search, the model cannot
+        score candidates, or the one for contaminants answers another question.
     InputError
         A reference, catalogue or telescope cannot be used.
+    ModelError
+        There is no such model.
     """
     _check_model(options)
+    Asked.parse(options.contaminants).check()
     check_folder(out)
     if options.telescope:
         find_telescope(options.telescope)  # once for all: no image could be read without it
@@ -389,10 +403,11 @@ def _searcher(
 ) -> Callable[[Task], Outcome]:
     """The function that a worker runs: everything that all images share is read here, once."""
     finder = load(options.model)
+    lookup = ContaminantLookup(Asked.parse(options.contaminants), threads=threads)
     catalogues = Catalogues.read(options.catalogue, options.known, settings.archives.vizier_url)
 
     def one(task: Task) -> Outcome:
-        return search_image(task, options, settings, references, finder, catalogues, threads=threads)
+        return search_image(task, options, settings, references, finder, catalogues, lookup, threads=threads)
 
     return one
 
@@ -404,6 +419,7 @@ def search_image(
     references: References | None,
     finder: Transients,
     catalogues: Catalogues,
+    lookup: ContaminantLookup,
     *,
     threads: int = 1,
 ) -> Outcome:
@@ -420,7 +436,7 @@ def search_image(
     try:
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            found = _road(task, options, references, finder, catalogues, diary, threads)
+            found = _road(task, options, references, finder, catalogues, lookup, diary, threads)
             for warning in dict.fromkeys(str(entry.message) for entry in heard):
                 diary.say(f"warning: {warning}")
         command = _command(task, options)
@@ -542,6 +558,7 @@ def _road(
     references: References | None,
     finder: Transients,
     catalogues: Catalogues,
+    lookup: ContaminantLookup,
     diary: Diary,
     threads: int,
 ) -> Found:
@@ -561,8 +578,12 @@ def _road(
         diary.say("warning: without a reference every star is a candidate; --known takes known stars away")
     for gap in _gaps(frame.info, calibration):
         diary.say(f"warning: {gap}")
-    field = _searched(frame, science, references, options, diary, threads)
-    return _gather(task.folder.name, frame, field, calibration, options, finder, catalogues, diary)
+    codes, by = lookup.codes(frame, diary.say)
+    if codes is not None:
+        diary.say(f"contaminants by {by}: {class_words(codes)}")
+        diary.step("contaminants")
+    field = _searched(frame, science, references, codes, options, diary, threads)
+    return _gather(task.folder.name, frame, field, calibration, by, options, finder, catalogues, diary)
 
 
 def _gaps(info: FrameInfo, calibration: Calibration) -> list[str]:
@@ -575,6 +596,7 @@ def _searched(
     frame: Frame,
     science: Prepared,
     references: References | None,
+    codes: Codes | None,
     options: SearchOptions,
     diary: Diary,
     threads: int,
@@ -587,13 +609,13 @@ def _searched(
         No cell can be used.
     """
     if references is None:
-        return _joined(None, *_search_one(science, None, options, diary, threads))
+        return _joined(None, *_search_one(science, None, codes, options, diary, threads))
     field: Field | None = None
     problems: list[InputError | SubtractionError] = []
     for aligned in references.aligned(frame, cells=options.cells, say=diary.say, threads=threads):
         try:
             reference = _prepared(aligned, options, diary, threads)
-            field = _joined(field, *_search_one(science, reference, options, diary, threads))
+            field = _joined(field, *_search_one(science, reference, codes, options, diary, threads))
         except (InputError, SubtractionError) as problem:
             problems.append(problem)
             diary.say(f"warning: {aligned.source}: left out: {problem}")
@@ -617,14 +639,19 @@ def _prepared(aligned: Frame, options: SearchOptions, diary: Diary, threads: int
 
 
 def _search_one(
-    science: Prepared, reference: Prepared | None, options: SearchOptions, diary: Diary, threads: int
+    science: Prepared,
+    reference: Prepared | None,
+    codes: Codes | None,
+    options: SearchOptions,
+    diary: Diary,
+    threads: int,
 ) -> tuple[Compared, Judged]:
     compared = compare(
         science, reference, method=options.method, convolve=options.convolve, threads=threads, say=diary.say
     )
     if reference is not None:
         diary.step("subtraction")
-    judged = find(compared, options.limits, threshold=options.threshold, threads=threads)
+    judged = find(compared, options.limits, threshold=options.threshold, codes=codes, threads=threads)
     diary.step("detection and vetoes")
     return compared, judged
 
@@ -651,6 +678,7 @@ def _gather(
     frame: Frame,
     field: Field,
     calibration: Calibration,
+    by: str,
     options: SearchOptions,
     finder: Transients,
     catalogues: Catalogues,
@@ -666,7 +694,7 @@ def _gather(
     flags[[bool(label) for label in known.name]] |= int(CandidateFlag.KNOWN)
     drop = not options.references if options.drop_known is None else options.drop_known
     survives = (flags & (int(VETOES) | (int(CandidateFlag.KNOWN) if drop else 0))) == 0
-    words = _words(name, frame, field, calibration, options, finder)
+    words = _words(name, frame, field, calibration, options, finder) | ({"contaminants_by": by} if by else {})
     result = Found(frame, field, calibration, None, survives, words)
     scores = _scored(finder, result, light)
     table, order = candidate_table(

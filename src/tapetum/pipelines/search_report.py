@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tapetum.finders.transients import CandidateFlag
+from tapetum.images.contaminants import Contaminant
 from tapetum.pipelines.candidates import VETOES
 from tapetum.report.curves import histogram_svg
 from tapetum.report.page import (
@@ -91,16 +92,6 @@ class QualityReport:
     steps: Sequence[tuple[str, float]]
     lines: Sequence[str]
     toml: str
-
-
-def thinned(image: Image, step: int) -> Image:
-    """Means of `step` x `step` pixels; NaN only where none of them has a value. What is left over at the end is cut."""
-    n_y, n_x = (side // step * step for side in image.shape)
-    blocks = image[:n_y, :n_x].reshape(n_y // step, step, n_x // step, step)
-    good = np.isfinite(blocks)
-    n = good.sum(axis=(1, 3))
-    total = np.where(good, blocks, 0).sum(axis=(1, 3), dtype=np.float64)
-    return np.where(n > 0, total / np.maximum(n, 1), np.nan).astype(np.float32)
 
 
 def preview_step(shape: tuple[int, int]) -> int:
@@ -245,6 +236,8 @@ def _card(exhibit: Exhibit) -> Card:
         values.append(("trail", f"{row['length_pix']:.1f} px at {row['angle_deg']:.0f}°"))
     if row["match"]:
         values.append(("known", row["match"]))
+    if row["contaminants"]:
+        values.append(("contaminated", contaminant_words(row["contaminants"])))
     score = f"S/N {row['snr']:.0f}" if level is None else f"{level:.3f}"
     return Card(row["candidate_id"], row["candidate_id"], score, level, stamps, values=values)
 
@@ -296,6 +289,7 @@ def _ranking(report: QualityReport) -> Rows:
         Column("FWHM", ".2f", "pixel, by adaptive moments, as fwhm_psf in the table"),
         Column("change"),
         Column("known"),
+        Column("contaminants", "", "of the science image there"),
         Column("flags"),
     ]
     shown = {exhibit.row["candidate_id"] for exhibit in report.exhibits}
@@ -304,11 +298,22 @@ def _ranking(report: QualityReport) -> Rows:
         numbers = [
             row[name] for name in ("probability", "snr", "mag", "mag_err", "x", "y", "ra", "dec", "fwhm")
         ]
-        words = ("brighter" if row["sign"] > 0 else "fainter", row["match"], _flag_words(row["flags"]))
+        change = "brighter" if row["sign"] > 0 else "fainter"
+        below = contaminant_words(row["contaminants"] or 0)
+        words = (change, row["match"], below, _flag_words(row["flags"]))
         rows.append((rank, row["candidate_id"], *numbers, *words))
         targets.append(row["candidate_id"] if row["candidate_id"] in shown else None)
     text = f"The best {MOST_ROWS}; all are in candidates.ecsv." if len(report.candidates) > MOST_ROWS else ""
     return Rows("Ranking", columns, rows, text, nothing="No candidate survives.", targets=targets)
+
+
+def contaminant_words(codes: int) -> str:
+    """Names of the classes in a code; empty for none.
+
+    >>> contaminant_words(65)
+    'CR, TRL'
+    """
+    return ", ".join(str(code.name) for code in Contaminant if codes & code)
 
 
 def _flag_words(flags: int) -> str:

@@ -238,9 +238,18 @@ def find(
     limits: VetoLimits,
     *,
     threshold: float = 5.0,
+    codes: NDArray[np.uint16] | None = None,
     threads: int = 1,
 ) -> Judged:
-    """Detect, look at the surroundings of each detection, and judge it; new objects that saturate are added."""
+    """Detect, look at the surroundings of each detection, and judge it; new objects that saturate are added.
+
+    Parameters
+    ----------
+    threshold
+        Least significance [sigma].
+    codes : ndarray of uint16, shape (n_y, n_x), optional
+        What contaminates the science image, as `tapetum.images.contaminants` has it.
+    """
     found = detect_difference(
         compared.data,
         compared.noise,
@@ -250,7 +259,7 @@ def find(
         both_signs=compared.reference is not None,
         threads=threads,
     )
-    surface = surface_of(compared)
+    surface = surface_of(compared, codes)
     evidence = measure_evidence(found, surface)
     judged = Judged(found, evidence, judge(found, evidence, limits))
     bright = new_saturated(compared)
@@ -295,7 +304,7 @@ def spread(scores: Scores, rows: NDArray[np.intp], n: int) -> Scores:
     return Scores(scores.model, scores.model_version, score, probability, flags, error)
 
 
-def surface_of(compared: Compared) -> Surface:
+def surface_of(compared: Compared, codes: NDArray[np.uint16] | None = None) -> Surface:
     """What the vetoes look at."""
     science, made = compared.science, compared.difference
     blurred = made is not None and made.convolved != "reference"
@@ -308,7 +317,7 @@ def surface_of(compared: Compared) -> Surface:
             compared.psf,
         )
     )
-    return Surface(*sharp, compared.template, saturated_pixels(compared))
+    return Surface(*sharp, compared.template, saturated_pixels(compared), compared.mask, blurred, codes)
 
 
 def saturated_pixels(compared: Compared) -> NDArray[np.bool_]:

@@ -58,10 +58,13 @@ class Made:
         What was measured or assumed on the way; a line that begins with ``warning:`` is one.
     summary
         What is in it, in words.
+    failed
+        What is not in it that was asked for, and why; the image counts as failed, and is tried again next time.
     """
 
     said: tuple[str, ...] = ()
     summary: str = ""
+    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

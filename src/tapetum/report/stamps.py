@@ -76,6 +76,16 @@ def to_levels(image: NDArray[np.floating], stretch: Stretch = "asinh") -> NDArra
     return np.where(bad, GREY_LEVELS + stripe, levels).astype(np.uint8)
 
 
+def thinned(image: NDArray[np.float32], step: int) -> NDArray[np.float32]:
+    """Means of `step` x `step` pixels; NaN only where none of them has a value. What is left over at the end is cut."""
+    n_y, n_x = (side // step * step for side in image.shape)
+    blocks = image[:n_y, :n_x].reshape(n_y // step, step, n_x // step, step)
+    good = np.isfinite(blocks)
+    n = good.sum(axis=(1, 3))
+    total = np.where(good, blocks, 0).sum(axis=(1, 3), dtype=np.float64)
+    return np.where(n > 0, total / np.maximum(n, 1), np.nan).astype(np.float32)
+
+
 def stamp_png(image: NDArray[np.floating], *, scale: int = 1, stretch: Stretch = "asinh") -> bytes:
     """A stamp as PNG, its first row at the bottom as FITS viewers show it.
 
@@ -103,16 +113,33 @@ def encode_png(levels: NDArray[np.uint8]) -> bytes:
     levels : ndarray of uint8, shape (n_y, n_x)
         Palette indices; the first row is the top of the picture.
     """
-    n_y, n_x = levels.shape
     greys = [(round(255 * level / (GREY_LEVELS - 1)),) * 3 for level in range(GREY_LEVELS)]
     palette = bytes(value for colour in (*greys, *HATCH) for value in colour)
-    lines = np.concatenate([np.zeros((n_y, 1), np.uint8), levels], axis=1)  # filter 0 before each line
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", n_x, n_y, 8, 3, 0, 0, 0)),
-        (b"PLTE", palette),
+    return _png(levels, 3, palette)
+
+
+def encode_rgb(picture: NDArray[np.uint8]) -> bytes:
+    """PNG in colours.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, shape (n_y, n_x, 3)
+        Red, green, blue; the first row is the top of the picture.
+    """
+    return _png(picture, 2)
+
+
+def _png(pixels: NDArray[np.uint8], colour_type: int, palette: bytes = b"") -> bytes:
+    n_y, n_x = pixels.shape[:2]
+    rows = pixels.reshape(n_y, -1)
+    lines = np.concatenate([np.zeros((n_y, 1), np.uint8), rows], axis=1)  # filter 0 before each line
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", n_x, n_y, 8, colour_type, 0, 0, 0)),
         (b"IDAT", zlib.compress(lines.tobytes(), 9)),
         (b"IEND", b""),
-    )
+    ]
+    if palette:
+        chunks.insert(1, (b"PLTE", palette))
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks

@@ -52,16 +52,23 @@ def fit_calibration(
 
 
 def fit_platt(
-    logits: Logits, target: NDArray[np.float64], weight: NDArray[np.float64]
+    logits: Logits, target: NDArray[np.float64], weight: NDArray[np.float64], count: float | None = None
 ) -> tuple[float, float]:
     """Slope and offset of the logit that minimise the cross-entropy, by damped Newton steps.
+
+    Parameters
+    ----------
+    logits, target, weight : ndarray of float64, shape (n,)
+        Of each row, and how much it counts.
+    count
+        Examples that the rows stand for; None: one each.
 
     Notes
     -----
     The targets are drawn towards one half by one pseudo-example of each class (Platt 1999), so that separable
     examples still give a finite slope.
     """
-    soft = target + (1 - 2 * target) / (target.size + 2)
+    soft = target + (1 - 2 * target) / ((target.size if count is None else count) + 2)
     parameters = np.array([1.0, 0.0])
     design = np.column_stack([logits, np.ones_like(logits)])
     loss = _cross_entropy(design @ parameters, soft, weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from tapetum.core.files import whole_file
 from tapetum.models.runtime import open_session
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -68,7 +69,64 @@ def export_onnx(
         ONNX operator set.
     """
     # two alerts in the example, or the exporter would take the free axis for a constant
-    example = torch.zeros(2, *shape)
+    axes = {0: torch.export.Dim("n")}
+    write_onnx(_Scored(folded(network)), torch.zeros(2, *shape), path, (input_name, OUTPUT), axes, opset)
+
+
+def export_maps(
+    network: nn.Module, path: Path, names: tuple[str, str], multiple: int, opset: int, margin: int = 64
+) -> None:
+    """Write a fully convolutional network that maps images to logits as ONNX that maps images to probabilities.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, on the CPU; takes one plane.
+    path
+        ``model.onnx`` to write.
+    names
+        Of the ONNX input, shape (n, 1, n_y, n_x), and of the output, shape (n, n_classes, n_y, n_x); number and
+        sides of the images are free.
+    multiple
+        What the sides are multiples of.
+    opset
+        ONNX operator set.
+    margin
+        Least side of the example that the exporter follows [pixel].
+    """
+    n, rows, columns = (torch.export.Dim(name) for name in ("n", "rows", "columns"))
+    axes = {0: n, 2: multiple * rows, 3: multiple * columns}
+    # three unequal numbers, none of them one, or the exporter would take free axes for constant or equal ones
+    steps = 2 + margin // multiple
+    example = torch.zeros(2, 1, multiple * steps, multiple * (steps + 1))
+    write_onnx(_Scored(folded(network)), example, path, names, axes, opset)
+
+
+def write_onnx(
+    module: nn.Module,
+    example: Tensor,
+    path: Path,
+    names: tuple[str, ...],
+    axes: Mapping[int, Any],
+    opset: int,
+) -> None:
+    """Write any module of one input as ONNX, the same bytes wherever it is done.
+
+    Parameters
+    ----------
+    module
+        On the CPU; is put into evaluation mode.
+    example
+        An input.
+    path
+        ``model.onnx`` to write.
+    names
+        Of the input, then of every output.
+    axes
+        Axis of the input that is free -> its `torch.export.Dim`.
+    opset
+        ONNX operator set.
+    """
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -76,9 +134,8 @@ def export_onnx(
         with whole_file(path) as part, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations while exporting
             torch.onnx.export(
-                _Scored(folded(network)).eval(), (example,), str(part), input_names=[input_name], output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("n")},), opset_version=opset, dynamo=True, external_data=False,
-                verbose=False,
+                module.eval(), (example,), str(part), input_names=[names[0]], output_names=list(names[1:]),
+                dynamic_shapes=(dict(axes),), opset_version=opset, dynamo=True, external_data=False, verbose=False,
             )  # fmt: skip
             part.write_bytes(anonymous(part.read_bytes()))
     finally:
@@ -105,16 +162,42 @@ def check_onnx(
 ) -> float:
     """Largest difference between the ONNX scores and those of torch on these images.
 
+    Parameters
+    ----------
+    path
+        ``model.onnx``.
+    network
+        Gives logits.
+    images
+        Inputs.
+    tolerance
+        Largest difference of scores.
+
     Raises
     ------
     ModelError
         It is beyond the tolerance, or a score is not finite.
     """
+    return compare_onnx(path, _Scored(network), images, tolerance)
+
+
+def compare_onnx(path: Path, module: nn.Module, inputs: NDArray[np.float32], tolerance: float) -> float:
+    """Largest difference between all outputs of an ONNX file and those of the module it was written from.
+
+    Raises
+    ------
+    ModelError
+        It is beyond the tolerance, or an output is not finite.
+    """
     session = open_session(path.read_bytes(), str(path))
-    found = session.run(None, {session.get_inputs()[0].name: images})[0]
+    found = session.run(None, {session.get_inputs()[0].name: inputs})
     with torch.no_grad():
-        expected = torch.sigmoid(network.eval()(torch.from_numpy(images))).numpy()
-    worst = float(np.abs(found - expected).max()) if found.size else 0.0
-    if not np.isfinite(found).all() or not worst <= tolerance:
-        raise ModelError(f"{path}: ONNX and torch differ by {worst:.2g}, more than {tolerance:g}")
+        answers = module.eval()(torch.from_numpy(inputs))
+    expected = answers if isinstance(answers, tuple) else (answers,)
+    worst = 0.0
+    for mine, theirs in zip(found, expected, strict=True):
+        difference = float(np.abs(mine - theirs.numpy()).max()) if mine.size else 0.0
+        worst = max(worst, difference)
+        if not np.isfinite(mine).all() or not difference <= tolerance:
+            raise ModelError(f"{path}: ONNX and torch differ by {difference:.2g}, more than {tolerance:g}")
     return worst

@@ -6,36 +6,34 @@ import csv
 import logging
 import math
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tapetum.core.errors import FormatError, InputError, UsageError
+from tapetum.core.errors import FormatError, TapetumError, UsageError
 from tapetum.core.files import whole_file
 from tapetum.core.progress import Progress, no_progress
-from tapetum.models.inputs import prepare_images
-from tapetum.training.augment import augment
-from tapetum.training.networks import build_network
-from tapetum.training.scoring import known
-from tapetum.training.split import LEARNING, require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from tapetum.training.datasets import Examples, Source
-    from tapetum.training.recipe import Optimiser, Recipe
+    from tapetum.training.recipe import Optimiser
+    from tapetum.training.task import Batch, Learnable
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.npz"
 LOG = "log.csv"
 LOG_COLUMNS = ("epoch", "seconds", "rate", "loss", "validation_loss", "validation_n")
-PREPARE_AT_ONCE = 512
+BATCHES_AHEAD = 2  # made while the network works
 
 
 @dataclass
@@ -47,22 +45,13 @@ class _State:
     step: int = 0
 
 
-def fit(
-    recipe: Recipe,
-    sources: Sequence[tuple[Source, int]],
-    folder: Path,
-    *,
-    device: str = "cpu",
-    progress: Progress = no_progress,
-) -> nn.Module:
-    """Train the network of a recipe, going on from the checkpoint in `folder` if there is one.
+def fit(task: Learnable, folder: Path, *, device: str = "cpu", progress: Progress = no_progress) -> nn.Module:
+    """Train the network of a task, going on from the checkpoint in `folder` if there is one.
 
     Parameters
     ----------
-    recipe
-        Network, optimiser, augmentation, seed.
-    sources
-        Sources and how often their examples are shown in an epoch.
+    task
+        Network, batches, loss; see `tapetum.training.task.Learnable`.
     folder
         Gets ``checkpoint.npz`` and ``log.csv`` after every epoch.
     device
@@ -80,20 +69,19 @@ def fit(
     FormatError
         The checkpoint is of another network.
     UsageError
-        A source gave an object that may not be learned from, or torch has no such device.
+        The task gave an object that may not be learned from, or torch has no such device.
     InputError
         There is no example to learn from.
+    TapetumError
+        The loss is no number any more.
     """
     require_device(device)
-    validation = [known(source.examples("validation")) for source, _ in sources]
-    for examples in validation:
-        require(examples.object_id, LEARNING)
-    state = _start(recipe, folder, device)
-    for epoch in range(state.epoch, recipe.optimiser.epochs):
+    settings = task.optimiser
+    state = _start(task, folder, device)
+    for epoch in range(state.epoch, settings.epochs):
         started = time.monotonic()
-        shown = [(known(source.examples("fit", epoch)), repeat) for source, repeat in sources]
-        loss = _one_epoch(state, shown, recipe, device)
-        measured, n = _loss(state.average, validation, recipe)
+        loss = _one_epoch(state, task, device)
+        measured, n = task.validation_loss(state.average)
         row = (
             epoch + 1,
             time.monotonic() - started,
@@ -105,8 +93,8 @@ def fit(
         _append(folder / LOG, row)
         _save(folder / CHECKPOINT, state)
         log.info("epoch %d: %.0f s, loss %.4f, validation %.4f (%d)", row[0], row[1], loss, measured, n)
-        progress(epoch + 1, recipe.optimiser.epochs)
-    return state.average.to("cpu").eval()
+        progress(epoch + 1, settings.epochs)
+    return state.average.to("cpu", memory_format=torch.contiguous_format).eval()
 
 
 def require_device(device: str) -> None:
@@ -126,20 +114,20 @@ def require_device(device: str) -> None:
         ) from None
 
 
-def _start(recipe: Recipe, folder: Path, device: str) -> _State:
-    torch.manual_seed(recipe.seed)
-    spec = recipe.network
-    network, average = (
-        build_network(spec.name, recipe.input.n_planes, recipe.input.size, spec.arguments).to(device)
-        for _ in range(2)
-    )
+def _start(task: Learnable, folder: Path, device: str) -> _State:
+    torch.manual_seed(task.seed)
+    settings = task.optimiser
+    network, average = (task.network().to(device, memory_format=_layout(settings)) for _ in range(2))
     average.load_state_dict(network.state_dict())
-    settings = recipe.optimiser
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     state = _State(network, average.eval(), optimiser)
     if (folder / CHECKPOINT).is_file():
         _load(folder / CHECKPOINT, state)
     return state
+
+
+def _layout(settings: Optimiser) -> torch.memory_format:
+    return torch.channels_last if settings.memory == "channels_last" else torch.contiguous_format
 
 
 def learning_rate(done: float, settings: Optimiser) -> float:
@@ -150,62 +138,72 @@ def learning_rate(done: float, settings: Optimiser) -> float:
     return settings.rate * max(0.5 * (1 + math.cos(math.pi * falling)), 1e-4)
 
 
-def _batches(
-    shown: Sequence[tuple[Examples, int]], recipe: Recipe, rng: np.random.Generator
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Shuffled, augmented, prepared batches of one epoch: images and targets."""
-    where = [
-        (s, i)
-        for s, (examples, repeat) in enumerate(shown)
-        for i in np.tile(np.arange(len(examples)), repeat)
-    ]
-    order = rng.permutation(len(where))
-    size = recipe.optimiser.batch
-    for step in range(max(len(where) // size, 1)):
-        rows = [where[j] for j in order[step * size : (step + 1) * size]]
-        changed = [
-            augment(
-                shown[s][0].stamps[i],
-                shown[s][0].shapes[i],
-                shown[s][0].origin[i] != "simulated",
-                recipe.augment,
-                rng,
-            )
-            for s, i in rows
-        ]
-        stamps, shapes = np.stack([stamp for stamp, _ in changed]), np.stack([shape for _, shape in changed])
-        target = np.array([shown[s][0].target[i] for s, i in rows], np.float32)
-        yield prepare_images(stamps, shapes, recipe.input), target
-
-
-def _one_epoch(state: _State, shown: Sequence[tuple[Examples, int]], recipe: Recipe, device: str) -> float:
-    for examples, _ in shown:
-        require(examples.object_id, frozenset({"fit"}))
-    n_shown = sum(len(examples) * repeat for examples, repeat in shown)
-    if not n_shown:
-        raise InputError(
-            "no example to learn from: the sources have none of known truth in the training part"
-        )
-    torch.manual_seed(recipe.seed + 1 + state.epoch)  # dropout
-    rng = np.random.default_rng([recipe.seed, state.epoch])
-    lossy = nn.BCEWithLogitsLoss()
-    n_batches = max(n_shown // recipe.optimiser.batch, 1)
+def _one_epoch(state: _State, task: Learnable, device: str) -> float:
+    settings = task.optimiser
+    torch.manual_seed(task.seed + 1 + state.epoch)  # dropout
+    shown = task.epoch(state.epoch)
     total, count = 0.0, 0
     state.network.train()
-    for number, (images, target) in enumerate(_batches(shown, recipe, rng)):
-        rate = learning_rate((state.epoch + number / n_batches) / recipe.optimiser.epochs, recipe.optimiser)
-        for group in state.optimiser.param_groups:
-            group["lr"] = rate
-        state.optimiser.zero_grad(set_to_none=True)
-        logits = state.network(torch.from_numpy(images).to(device))[:, 0]
-        loss = lossy(logits, torch.from_numpy(target).to(device))
-        loss.backward()
-        state.optimiser.step()
-        state.step += 1
-        _follow(state.average, state.network, recipe.optimiser.average, state.step)
-        total, count = total + float(loss.detach()) * len(target), count + len(target)
+    with closing(made_ahead(shown.batches)) as batches:
+        for number, (inputs, *truth) in enumerate(batches):
+            rate = learning_rate((state.epoch + number / shown.n_batches) / settings.epochs, settings)
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate
+            state.optimiser.zero_grad(set_to_none=True)
+            answers = _answers(state.network, _moved(inputs, device, settings), settings)
+            loss = task.loss(answers, *(torch.from_numpy(part).to(device) for part in truth))
+            loss.backward()
+            if settings.clip is not None:
+                nn.utils.clip_grad_norm_(state.network.parameters(), settings.clip)
+            state.optimiser.step()
+            state.step += 1
+            _follow(state.average, state.network, settings.average, state.step)
+            total, count = total + float(loss.detach()) * len(inputs), count + len(inputs)
+    mean = total / max(count, 1)
+    if not math.isfinite(mean):
+        raise TapetumError(
+            f"the loss of epoch {state.epoch + 1} is {mean}: training diverged; a lower `rate`, or `clip`, helps"
+        )
     state.epoch += 1
-    return total / max(count, 1)
+    return mean
+
+
+def _moved(inputs: NDArray[np.float32], device: str | torch.device, settings: Optimiser) -> Tensor:
+    tensor = torch.from_numpy(inputs).to(device)
+    return tensor.contiguous(memory_format=_layout(settings)) if tensor.ndim == 4 else tensor
+
+
+def _answers(network: nn.Module, inputs: Tensor, settings: Optimiser) -> Any:
+    with _precision(inputs.device.type, settings):
+        answers = network(inputs)
+    return tuple(part.float() for part in answers) if isinstance(answers, tuple) else answers.float()
+
+
+def _precision(kind: str, settings: Optimiser) -> AbstractContextManager[Any]:
+    context: AbstractContextManager[Any] = torch.autocast(
+        kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16"
+    )
+    return context
+
+
+@torch.no_grad()
+def answers_of(network: nn.Module, inputs: NDArray[np.float32], settings: Optimiser) -> Any:
+    """What a network answers to inputs, in evaluation mode, on its device, in float32 as `Learnable.loss` gets it.
+
+    The precision is that of the recipe, as in training; `tapetum.training.export` is what a model is judged by.
+    """
+    device = next(network.parameters()).device
+    network.eval()
+    return _answers(network, _moved(inputs, device, settings), settings)
+
+
+def made_ahead(batches: Iterator[Batch]) -> Generator[Batch]:
+    """The same batches in the same order, made by a thread while they are used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as maker:
+        waiting = deque(maker.submit(next, batches, None) for _ in range(BATCHES_AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(maker.submit(next, batches, None))
+            yield batch
 
 
 @torch.no_grad()
@@ -216,27 +214,6 @@ def _follow(average: nn.Module, network: nn.Module, decay: float, step: int) -> 
             mean.mul_(decay).add_(value, alpha=1 - decay)
         else:
             mean.copy_(value)
-
-
-@torch.no_grad()
-def logits_of(network: nn.Module, examples: Examples, recipe: Recipe) -> NDArray[np.float64]:
-    """Logits of a network for examples as they are, shape (n,)."""
-    device = next(network.parameters()).device
-    network.eval()
-    parts = []
-    for start in range(0, len(examples), PREPARE_AT_ONCE):
-        rows = slice(start, start + PREPARE_AT_ONCE)
-        images = prepare_images(examples.stamps[rows], examples.shapes[rows], recipe.input)
-        parts.append(network(torch.from_numpy(images).to(device))[:, 0].cpu().double().numpy())
-    return np.concatenate(parts) if parts else np.zeros(0)
-
-
-def _loss(network: nn.Module, validation: Sequence[Examples], recipe: Recipe) -> tuple[float, int]:
-    logits = np.concatenate([logits_of(network, examples, recipe) for examples in validation])
-    target = np.concatenate([examples.target for examples in validation])
-    if not len(target):
-        return float("nan"), 0
-    return float(np.mean(np.logaddexp(0, logits) - target * logits)), len(target)
 
 
 # what is kept between runs
@@ -254,7 +231,9 @@ def _save(path: Path, state: _State) -> None:
     # plain arrays only: a checkpoint can be read without running any code
     moments = {str(number): entry for number, entry in state.optimiser.state_dict()["state"].items()}
     tree = {"network": state.network.state_dict(), "average": state.average.state_dict(), "moments": moments}
-    arrays = {name: np.asarray(torch.as_tensor(value).cpu()) for name, value in _flat(dict(tree))}
+    arrays = {
+        name: np.asarray(torch.as_tensor(value).cpu().contiguous()) for name, value in _flat(dict(tree))
+    }
     with whole_file(path) as part, part.open("wb") as handle:
         np.savez(handle, allow_pickle=False, epoch=np.array(state.epoch), step=np.array(state.step), **arrays)
 

@@ -1,11 +1,15 @@
-"""A recipe: one TOML file that says how a network is made, from data to card."""
+"""A recipe: one TOML file that says how a network is made, from data to card.
+
+Its key ``task`` says of which kind it is; what recipes of all kinds have in common is `RecipeBase`.
+"""
 
 from __future__ import annotations
 
 import tomllib
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,19 +17,24 @@ from tapetum.core.errors import InputError
 from tapetum.models.card import ImageContract, Name, Version
 from tapetum.training.truth import TruthRules
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-class _Part(BaseModel):
+
+class RecipePart(BaseModel):
+    """A part of a recipe: no key that it does not know, nothing changed after it was read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PacketData(_Part):
+class PacketData(RecipePart):
     """Alert packets the user names with ``--alerts``."""
 
     source: Literal["packets"]
     repeat: int = Field(1, ge=1, description="times an example goes through the network in an epoch")
 
 
-class SampleData(_Part):
+class SampleData(RecipePart):
     """Alert packets of the package index."""
 
     source: Literal["sample"]
@@ -33,7 +42,7 @@ class SampleData(_Part):
     repeat: int = Field(1, ge=1)
 
 
-class SimulatedData(_Part):
+class SimulatedData(RecipePart):
     """Simulated alerts."""
 
     source: Literal["simulation"]
@@ -54,14 +63,14 @@ class SimulatedData(_Part):
 Data = Annotated[PacketData | SampleData | SimulatedData, Field(discriminator="source")]
 
 
-class NetworkSpec(_Part):
+class NetworkSpec(RecipePart):
     """A network of `tapetum.training.networks` and its arguments."""
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class Augmentation(_Part):
+class Augmentation(RecipePart):
     """Share of the real and simulated examples that each change is made to, whenever they are shown."""
 
     resample: float = Field(0.0, ge=0, le=1, description="zoom and sub-pixel shift, of real stamps")
@@ -79,7 +88,7 @@ class Augmentation(_Part):
     holes: float = Field(0.0, ge=0, le=1, description="single pixels have no values")
 
 
-class Optimiser(_Part):
+class Optimiser(RecipePart):
     """AdamW with a one-cycle rate and an average of the weights."""
 
     epochs: int = Field(ge=1)
@@ -90,15 +99,23 @@ class Optimiser(_Part):
     average: float = Field(
         0.998, ge=0, lt=1, description="decay per step of the averaged weights, which are what is exported"
     )
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient; none: not limited")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16: the network computes in bfloat16 where torch's autocast does; losses in float32",
+    )
+    memory: Literal["contiguous", "channels_last"] = Field(
+        "contiguous", description="order of images in memory; channels_last is faster for most convolutions"
+    )
 
 
-class CalibrationSpec(_Part):
+class CalibrationSpec(RecipePart):
     """How scores become probabilities."""
 
     method: Literal["temperature", "platt", "isotonic"] = "platt"
 
 
-class CardSpec(_Part):
+class CardSpec(RecipePart):
     """What the card says that no measurement can."""
 
     title: str
@@ -111,20 +128,47 @@ class CardSpec(_Part):
     )
 
 
-class Recipe(_Part):
-    """Everything that makes a network, but the files the user names."""
+class RecipeBase(RecipePart):
+    """What recipes of every kind have: everything that makes a network, but the files the user names.
 
+    A kind adds its `task` (a key of `tapetum.training.task.TASKS` and of `RECIPES`), its list `data`, whose entries
+    have a `source`, and whatever else it needs. `SOURCES` are the names of the sources that it knows, `FILES` the
+    one among them that takes the files of the user and the option that names these.
+    """
+
+    SOURCES: ClassVar[tuple[str, ...]]
+    FILES: ClassVar[tuple[str, str]]
+
+    task: str
     name: Name
     seed: int = Field(ge=0)
     opset: int = Field(20, ge=17)
     card: CardSpec
+    network: NetworkSpec
+    data: list[Any] = Field(min_length=1)
+    optimiser: Optimiser
+
+
+class Recipe(RecipeBase):
+    """How a network that judges the stamps of an alert is made."""
+
+    SOURCES = ("packets", "sample", "simulation")
+    FILES = ("packets", "--alerts")
+
+    task: Literal["stamps"] = "stamps"
     input: ImageContract
     truth: TruthRules = TruthRules()
-    network: NetworkSpec
     data: list[Data] = Field(min_length=1)
     augment: Augmentation = Augmentation()
-    optimiser: Optimiser
     calibration: CalibrationSpec = CalibrationSpec()
+
+
+RECIPES: Mapping[str, str] = {
+    "stamps": "tapetum.training.recipe:Recipe",
+    "masks": "tapetum.training.mask_recipe:MaskRecipe",
+    "tracking": "tapetum.training.tracking_recipe:TrackingRecipe",
+}
+"""``task`` of a recipe -> ``module:class``, a `RecipeBase`; no torch is imported."""
 
 
 def recipe_names() -> list[str]:
@@ -137,7 +181,7 @@ def recipe_names() -> list[str]:
 def load_recipe(
     name: str, epochs: int | None = None, *, model_name: str | None = None, version: str | None = None
 ) -> Recipe:
-    """Load a recipe by its name, or from a path that ends in ``.toml``.
+    """Load a recipe for stamps by its name, or from a path that ends in ``.toml``.
 
     Parameters
     ----------
@@ -149,32 +193,56 @@ def load_recipe(
     Raises
     ------
     InputError
+        No such recipe, it is not a valid one (the message names the key), or it is of another kind.
+    """
+    recipe = load_any_recipe(name, epochs, model_name=model_name, version=version)
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"{name}: a recipe of the task {recipe.task!r}; here one for stamps is needed")
+    return recipe
+
+
+def load_any_recipe(
+    name: str, epochs: int | None = None, *, model_name: str | None = None, version: str | None = None
+) -> RecipeBase:
+    """Load a recipe of any kind, as `load_recipe` does.
+
+    Raises
+    ------
+    InputError
         No such recipe, or it is not a valid one; the message names the key.
     """
-    if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise InputError(f"{name}: no such recipe")
-        text = Path(name).read_text(encoding="utf-8")
-    elif name in recipe_names():
-        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        raise InputError(
-            f"{name!r} is not a recipe; known: {', '.join(recipe_names())}, or the path of a recipe.toml"
-        )
     try:
-        content = tomllib.loads(text)
-        if epochs is not None:
-            content.setdefault("optimiser", {})["epochs"] = epochs
-        if model_name is not None:
-            content["name"] = model_name
-        if version is not None:
-            content.setdefault("card", {})["version"] = version
-        return Recipe.model_validate(content)
+        content = tomllib.loads(_text(name))
     except tomllib.TOMLDecodeError as problem:
         raise InputError(f"{name}: not valid TOML: {problem}") from None
+    if epochs is not None:
+        content.setdefault("optimiser", {})["epochs"] = epochs
+    if model_name is not None:
+        content["name"] = model_name
+    if version is not None:
+        content.setdefault("card", {})["version"] = version
+    kind = content.get("task", "stamps")
+    if kind not in RECIPES:
+        raise InputError(f"{name}: task: {kind!r} is none of {', '.join(RECIPES)}")
+    module, _, attribute = RECIPES[kind].partition(":")
+    made: type[RecipeBase] = getattr(import_module(module), attribute)
+    try:
+        return made.model_validate(content)
     except ValidationError as problem:
         first = problem.errors()[0]
         raise InputError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _text(name: str) -> str:
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise InputError(f"{name}: no such recipe")
+        return Path(name).read_text(encoding="utf-8")
+    if name not in recipe_names():
+        raise InputError(
+            f"{name!r} is not a recipe; known: {', '.join(recipe_names())}, or the path of a recipe.toml"
+        )
+    return str((_folder() / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def _folder() -> Any:

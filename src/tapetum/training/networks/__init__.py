@@ -10,9 +10,13 @@ from tapetum.core.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-NETWORKS: Mapping[str, str] = {"compact": "tapetum.training.networks.compact:Compact"}
-"""Name in a recipe -> ``module:class``; the class takes the number of input planes, their side, and the
-recipe's arguments."""
+NETWORKS: Mapping[str, str] = {
+    "compact": "tapetum.training.networks.compact:Compact",
+    "contaminants": "tapetum.training.networks.contaminants:Contaminants",
+    "tracking": "tapetum.training.networks.tracking:Tracking",
+}
+"""Name in a recipe -> ``module:class``; the class takes the number of input planes, their side (0 where it
+takes any), and the recipe's arguments."""
 
 
 def build_network(name: str, n_planes: int, size: int, arguments: Mapping[str, Any]) -> Any:
@@ -23,14 +27,14 @@ def build_network(name: str, n_planes: int, size: int, arguments: Mapping[str, A
     name
         A key of `NETWORKS`.
     n_planes, size
-        Planes of the input and their side [pixel].
+        Planes of the input and their side [pixel], 0 for a network that takes any.
     arguments
         Keyword arguments of the class.
 
     Returns
     -------
     torch.nn.Module
-        Maps (n, n_planes, size, size) to logits (n, 1).
+        Maps images (n, n_planes, n_y, n_x) to logits (n, 1), or what else its task learns.
 
     Raises
     ------

@@ -1,0 +1,356 @@
+"""Frames with a truth for every pixel: tiles of real frames, contaminated examples, and a pool that renews itself."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tapetum.core.errors import InputError, UsageError
+from tapetum.images.contaminants import NAMES
+from tapetum.images.fits import expand_sources, image_name, list_images, path_of, read_frame
+from tapetum.images.frame import Bad
+from tapetum.images.normalise import normalise
+from tapetum.pipelines.runner import run_over
+from tapetum.simulate.contaminants import ContaminantSettings, contaminated_frame
+from tapetum.training.datasets import Key, simulated_ids
+from tapetum.training.mask_recipe import TILE
+from tapetum.training.split import role_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tapetum.simulate.contaminants import Contaminated
+    from tapetum.training.mask_recipe import FrameData, MaskRecipe, SimulatedFrames
+    from tapetum.training.split import Role
+
+log = logging.getLogger(__name__)
+LEAST_TILE = 128  # side of the smallest image that is worth a tile [pixel]
+LARGEST_HALF = 60_000.0  # float16 ends soon after
+BACKGROUND_BIT = np.uint16(1 << NAMES.index("BG"))
+ALL_BITS = np.uint16((1 << len(NAMES)) - 1)
+USED_ROLES: tuple[Role, ...] = ("fit", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A piece of a real frame.
+
+    Attributes
+    ----------
+    name
+        ``image:row:column``.
+    image
+        What the split goes by: name of the file without its suffixes.
+    data : ndarray of float32, shape (n_y, n_x)
+        [DN], in training at most `TILE` on a side; NaN where there is no value.
+    """
+
+    name: str
+    image: str
+    data: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MaskExample:
+    """A normalised frame and its truth; bit i of truth and unknown is class i of `NAMES`, the background included.
+
+    Attributes
+    ----------
+    name
+        Of the simulated object.
+    base
+        Name of the real tile that it was made of; empty: simulated wholly.
+    image : ndarray of float16, shape (TILE, TILE)
+        In units of the sky noise.
+    truth, unknown : ndarray of uint16, shape (TILE, TILE)
+        Classes that hold, and those of which nobody knows.
+    trails : ndarray of uint8, shape (TILE, TILE)
+        Number of the trail that a pixel is of, from 1; empty in what is learned from.
+    """
+
+    name: str
+    base: str
+    image: NDArray[np.float16]
+    truth: NDArray[np.uint16]
+    unknown: NDArray[np.uint16]
+    trails: NDArray[np.uint8]
+
+
+def files_in(paths: Sequence[Path | str]) -> list[str]:
+    """The images meant by files, folders and lists, as `tapetum images` takes them."""
+    return expand_sources(list(paths)) if paths else []
+
+
+def tiles_of(
+    paths: Sequence[Path | str], most: int, roles: Collection[Role] | None = None, side: int = TILE
+) -> list[Tile]:
+    """Tiles of every image of FITS files, evenly spread, at most so many of an image; what is unusable is left out.
+
+    Parameters
+    ----------
+    paths
+        Files, also with extensions.
+    most
+        Tiles of an image.
+    roles
+        Files of any other role are not even opened; None: all are.
+    side
+        Of the largest tiles [pixel].
+
+    Raises
+    ------
+    InputError
+        A file is no FITS image.
+    """
+    tiles = []
+    for path in paths:
+        role = role_of(image_name(path_of(path)))
+        if roles is not None and role not in roles:
+            log.warning("%s is left out: it belongs to the %s part of the split", path, role)
+            continue
+        tiles += [tile for source in list_images(path) for tile in _cut(source, most, side)]
+    return tiles
+
+
+def _cut(source: str, most: int, side: int) -> Iterator[Tile]:
+    frame = read_frame(source)
+    data = np.where(frame.mask & Bad.NO_DATA, np.float32(np.nan), frame.data)
+    n_y, n_x = data.shape
+    places = [(y, x) for y in _starts(n_y, side) for x in _starts(n_x, side)]
+    for at in np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)):
+        y, x = places[at]
+        part = np.ascontiguousarray(data[y : y + side, x : x + side])
+        try:
+            _require_sky(part)
+            normalise(part)
+        except InputError as problem:
+            log.warning("%s, tile at row %d, column %d, is left out: %s", source, y, x, problem)
+            continue
+        yield Tile(f"{image_name(source)}:{y}:{x}", image_name(path_of(source)), part)
+
+
+def _starts(n: int, side: int) -> list[int]:
+    if n < LEAST_TILE:
+        return []
+    count = max(n // side, 1)
+    return [int(start) for start in np.linspace(0, max(n - side, 0), count).round()]
+
+
+def _require_sky(part: NDArray[np.float32]) -> None:
+    values = part[np.isfinite(part)]
+    if values.size < part.size // 2:
+        raise InputError("more than half of it has no value")
+    if not np.median(np.abs(values - np.median(values))) > 0:
+        raise InputError("half of its pixels have one value: there is no sky noise")
+
+
+def make_example(name: str, base: Tile | None, settings: ContaminantSettings) -> MaskExample:
+    """The example of this name, which seeds every draw.
+
+    Parameters
+    ----------
+    name
+        ``sim-SEED-NUMBER``.
+    base
+        Real tile that contaminants are put into; None: everything is simulated.
+    settings
+        What is drawn.
+    """
+    made = draw(name, base, settings)
+    image = np.clip(normalise(made.data).data, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+    truth, unknown = bits_of(made)
+    trails = np.zeros((0, 0), np.uint8) if role_of(name) == "fit" else _canvas(made.trails, 0)
+    return MaskExample(
+        name,
+        "" if base is None else base.name,
+        _canvas(image, 0),
+        _canvas(truth, BACKGROUND_BIT),
+        _canvas(unknown, ALL_BITS),
+        trails,
+    )
+
+
+def draw(name: str, base: Tile | None, settings: ContaminantSettings) -> Contaminated:
+    """The frame of an example as it was read out, and its truth; arguments as for `make_example`."""
+    return contaminated_frame(
+        np.random.default_rng(_seeds(name)), settings, None if base is None else base.data
+    )
+
+
+def bits_of(made: Contaminated) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Truth and unknown of a frame; bit i is class i of `NAMES`, the background included."""
+    truth = np.where(made.truth == 0, BACKGROUND_BIT, made.truth)
+    unknown = made.ignore | np.where(made.background_unknown, BACKGROUND_BIT, np.uint16(0))
+    return truth, unknown
+
+
+def _seeds(name: str) -> list[int]:
+    return [int(part) for part in name.split("-")[1:]]
+
+
+def _canvas(values: NDArray[Any], fill: int | np.uint16) -> NDArray[Any]:
+    if values.shape == (TILE, TILE):
+        return values
+    canvas = np.full((TILE, TILE), fill, values.dtype)
+    canvas[: values.shape[0], : values.shape[1]] = values
+    return canvas
+
+
+def _maker(settings: ContaminantSettings) -> Callable[[tuple[str, Tile | None]], MaskExample]:
+    return partial(_made, settings)
+
+
+def _made(settings: ContaminantSettings, item: tuple[str, Tile | None]) -> MaskExample:
+    return make_example(*item, settings)
+
+
+class MaskSource:
+    """Examples by role; those of role `fit` slide along an endless list, `renew` new ones an epoch.
+
+    Example k of a run depends on the recipe's seed, k and the tiles alone. New ones are made by other processes
+    while the network learns.
+
+    Parameters
+    ----------
+    simulation
+        How many of which.
+    tiles
+        Of real frames; each is used in the role of its image only.
+    share
+        Of the examples that are made of a tile, where the role has one.
+    jobs
+        Processes.
+    """
+
+    def __init__(
+        self, simulation: SimulatedFrames, tiles: Sequence[Tile], share: float, jobs: int = 1
+    ) -> None:
+        self.simulation = simulation
+        self.share = share
+        self.jobs = jobs
+        self._tiles: dict[Role, list[Tile]] = {}
+        for tile in tiles:
+            self._tiles.setdefault(role_of(tile.image), []).append(tile)
+        self._fixed: dict[Role, list[MaskExample]] = {}
+        self._pool: list[MaskExample] = []
+        self._first = 0  # place of the pool's first example in the list of role `fit`
+        self._stream: Generator[MaskExample] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="frames")
+        self._coming: Future[list[MaskExample]] | None = None
+        self._stopped = False
+
+    def tiles(self, role: Role) -> list[Tile]:
+        """Real tiles of a role."""
+        return self._tiles.get(role, [])
+
+    def base_of(self, name: str) -> Tile | None:
+        """The real tile that an example is made of, if it is made of one: its name decides."""
+        tiles = self.tiles(role_of(name))
+        rng = np.random.default_rng([*_seeds(name), 1])
+        if not tiles or rng.random() >= self.share:
+            return None
+        return tiles[int(rng.integers(len(tiles)))]
+
+    def fixed(self, role: Role) -> list[MaskExample]:
+        """All examples of role validation or test."""
+        if role not in self._fixed:
+            count = self.simulation.validation if role == "validation" else self.simulation.test
+            names = islice(simulated_ids(self.simulation.seed, role), count)
+            self._fixed[role] = list(self._make(names, apart=False))
+        return self._fixed[role]
+
+    def pool(self, epoch: int, last: int) -> list[MaskExample]:
+        """The pool of an epoch; the new ones of the next are begun, unless this is the `last`.
+
+        Epochs are asked for one after the other.
+        """
+        size, renew = self.simulation.pool, self.simulation.renew
+        start = epoch * renew
+        if self._stream is None:
+            names = islice(simulated_ids(self.simulation.seed, "fit"), start, last * renew + size)
+            self._stream = self._make(names, apart=True)  # works on while the network learns
+            self._first = start
+        missing = start + size - self._first - len(self._pool)
+        if self._coming is not None:
+            self._pool += self._coming.result()
+        else:
+            self._pool += self._take(missing)
+        self._pool = self._pool[start - self._first :]
+        self._first = start
+        self._coming = self._thread.submit(self._take, renew) if epoch < last and renew else None
+        return self._pool
+
+    def _take(self, count: int) -> list[MaskExample]:
+        taken: list[MaskExample] = []
+        while self._stream is not None and len(taken) < count and not self._stopped:
+            taken.append(next(self._stream))
+        return taken
+
+    def _make(self, names: Iterable[str], *, apart: bool) -> Generator[MaskExample]:
+        items = ((name, self.base_of(name)) for name in names)
+        setup = partial(_maker, self.simulation.simulated())
+        for _, example in run_over(items, setup, self.jobs, apart=apart):
+            yield example
+
+    def keys(self, role: Role, epochs: int) -> list[Key]:
+        """Every example that a run of so many epochs shows in a role, and every tile it may be made of."""
+        counts = {
+            "fit": self.simulation.pool + (epochs - 1) * self.simulation.renew,
+            "validation": self.simulation.validation,
+            "test": self.simulation.test,
+        }
+        names = islice(simulated_ids(self.simulation.seed, role), counts.get(role, 0))
+        return [
+            *(Key("simulated", 0, name) for name in names),
+            *(Key("frames", _digest(tile.data), tile.name) for tile in self.tiles(role)),
+        ]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._stopped = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _digest(data: NDArray[np.float32]) -> int:
+    return int(hashlib.sha256(data.astype("<f4").tobytes()).hexdigest()[:12], 16)
+
+
+def open_source(recipe: MaskRecipe, paths: Sequence[Path], jobs: int = 1) -> MaskSource:
+    """The examples of a recipe, with the user's frames.
+
+    Raises
+    ------
+    UsageError
+        The recipe has no simulation, which all examples need.
+    InputError
+        A file is no FITS image.
+    """
+    if recipe.simulation is None:
+        raise UsageError(
+            f"the recipe {recipe.name} needs its data source simulation: it makes the contaminants"
+        )
+    frames = recipe.frames
+    if frames is None:
+        return MaskSource(recipe.simulation, [], 0.0, jobs)
+    tiles = tiles_of([*_sample_frames(frames), *files_in(paths)], frames.tiles, USED_ROLES)
+    return MaskSource(recipe.simulation, tiles, frames.share, jobs)
+
+
+def _sample_frames(frames: FrameData) -> list[Path]:
+    from tapetum.core.samples import fetch_sample
+
+    paths = [path for name in frames.samples for path in fetch_sample(name)]
+    return [path for path in paths if ".fits" in path.name and "mskimg" not in path.name]

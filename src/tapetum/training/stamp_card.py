@@ -1,0 +1,169 @@
+"""The card of a network that judges stamps: data, golden vectors, calibration, thresholds, figures. Without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tapetum.core.errors import InputError
+from tapetum.core.files import sha256_of
+from tapetum.models.card import DataSet, Golden, ModelCard, Output, SyntheticStamps, Training
+from tapetum.models.card import Source as CardSource
+from tapetum.models.golden import golden_inputs
+from tapetum.models.runtime import Model
+from tapetum.training.calibrate import fit_calibration
+from tapetum.training.evaluate import sure, threshold_at_tpr
+from tapetum.training.report import domain_of, metrics_of, reliability_of
+from tapetum.training.scoring import logits_of_model, probabilities_of_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import date
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tapetum.training.datasets import Examples, Key, Source
+    from tapetum.training.recipe import Recipe, RecipeBase
+    from tapetum.training.split import Role
+
+GOLDEN = SyntheticStamps(seed=20260, count=12, size=63)
+THRESHOLD_TPR = (0.99, 0.97, 0.95, 0.90)
+USED_ROLES: tuple[Role, ...] = ("fit", "validation", "test")
+SPLIT = (
+    "by object: int(sha1(object_id)[:8], 16) % 10 is 5 to 9 for training (of which int(sha1(object_id)[8:16], 16) % 10 "
+    "0 and 1 for validation and calibration), 3 and 4 for test, 0 to 2 never read; simulated objects by their names too"
+)
+
+
+def keys_of(sources: Sequence[Source], epochs: int) -> dict[Role, list[list[Key]]]:
+    """Every example that a run uses, by role and source."""
+    return {role: [source.keys(role, epochs) for source in sources] for role in USED_ROLES}
+
+
+def fingerprint(keys: Mapping[Role, Sequence[Sequence[Key]]]) -> str:
+    """Hash of the names of all examples, by role and source, in order."""
+    digest = hashlib.sha256()
+    for role, sources in keys.items():
+        for number, names in enumerate(sources):
+            for key in names:
+                digest.update(json.dumps([role, number, *key]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def require_both_classes(validation: Examples) -> None:
+    """Refuse a validation part on which no calibration can be fitted.
+
+    Raises
+    ------
+    InputError
+        Says how many alerts it has.
+    """
+    if not len(validation) or not 0 < float(validation.target.mean()) < 1:
+        raise InputError(
+            "nothing to calibrate on: the validation part of the split needs real and bogus alerts of known truth, "
+            f"and has {len(validation)} alerts, {int((validation.target > 0.5).sum())} of them real"
+        )
+
+
+def settings_of(recipe: RecipeBase) -> dict[str, Any]:
+    """A recipe without the words of its card, as JSON."""
+    # the words of the card may change between the start and the end of a run
+    settings: dict[str, Any] = recipe.model_dump(mode="json", exclude={"card"})
+    return settings
+
+
+def join_keys(sources: Sequence[Sequence[Key]]) -> list[Key]:
+    """The examples of all sources, in order."""
+    return [key for names in sources for key in names]
+
+
+def describe(
+    recipe: Recipe,
+    onnx: Path,
+    sets: dict[str, Examples],
+    keys: Mapping[Role, Sequence[Sequence[Key]]],
+    today: date,
+) -> ModelCard:
+    """The card of an exported network, with golden vectors; the rest as `measured` says."""
+    used = {role: join_keys(names) for role, names in keys.items()}
+    body: dict[str, Any] = {
+        "name": recipe.name,
+        "version": recipe.card.version,
+        "title": recipe.card.title,
+        "licence": "BSD-3-Clause",
+        "authors": ("The Tapetum developers",),
+        "source": CardSource(description=recipe.card.description),
+        "created": today.isoformat(),
+        "onnx_sha256": sha256_of(onnx),
+        "inputs": (recipe.input,),
+        "outputs": (Output(name="score", columns=("real",), activation="sigmoid"),),
+        "surveys": tuple(sorted({key.origin for key in used["fit"]} - {"simulated"})),
+        "training": Training(
+            description=recipe.card.description,
+            data=data_sets_of(used, recipe.card.citations),
+            split=SPLIT,
+            recipe=settings_of(recipe),
+        ),
+        "notes": tuple(recipe.card.notes),
+        "limitations": tuple(recipe.card.limitations),
+    }
+    model = Model(ModelCard(**body), onnx.read_bytes(), str(onnx))
+    empty = ModelCard(
+        **body, golden=Golden(stamps=GOLDEN, outputs=tuple((0.0,) for _ in range(GOLDEN.count)))
+    )
+    golden = Golden(stamps=GOLDEN, outputs=tuple(map(tuple, model.scores(golden_inputs(empty)).tolist())))
+    return measured(model.card.model_copy(update={"golden": golden}), onnx, sets, recipe.calibration.method)
+
+
+def measured(card: ModelCard, onnx: Path, sets: dict[str, Examples], method: str) -> ModelCard:
+    """The card with calibration and thresholds from validation, metrics and reliability from test."""
+    validation, test = sets["validation"], sets["test"]
+    model = Model(card, onnx.read_bytes(), str(onnx))
+    logits = logits_of_model(model, validation)
+    weight = balance(validation)
+    card = card.model_copy(update={"calibration": fit_calibration(method, logits, validation.target, weight)})
+    model = Model(card, onnx.read_bytes(), str(onnx))
+    probability = probabilities_of_model(model, validation)
+    real = validation.target > 0.5
+    thresholds = {
+        f"{domain}_tpr_{tpr:.2f}": threshold_at_tpr(probability[rows], real[rows], tpr)
+        for domain in sorted(set(domain_of(validation)))
+        for rows in [sure(validation.target) & (np.array(domain_of(validation)) == domain)]
+        if real[rows].any()
+        for tpr in THRESHOLD_TPR
+    }
+    update: dict[str, Any] = {"thresholds": thresholds}
+    if len(test):
+        probability = probabilities_of_model(model, test)
+        update |= {"metrics": metrics_of(test, probability), "reliability": reliability_of(test, probability)}
+    return ModelCard.model_validate(card.model_copy(update=update).model_dump())
+
+
+def balance(examples: Examples) -> NDArray[np.float64]:
+    """Weights that give packets and simulation the same say; they sum to the number of examples."""
+    domains = np.array(domain_of(examples))
+    names, count = np.unique(domains, return_counts=True)
+    share = {name: len(domains) / (len(names) * n) for name, n in zip(names, count, strict=True)}
+    return np.array([share[name] for name in domains])
+
+
+def data_sets_of(used: Mapping[Role, Sequence[Key]], citations: Mapping[str, str]) -> tuple[DataSet, ...]:
+    """What a card says of the examples, by role and origin."""
+    data = []
+    for role, keys in used.items():
+        for origin in sorted({key.origin for key in keys}):
+            objects = [key.object_id for key in keys if key.origin == origin]
+            data.append(
+                DataSet(
+                    name=origin,
+                    n=len(objects),
+                    role="training" if role == "fit" else "validation" if role == "validation" else "test",
+                    description=f"{len(set(objects))} objects",
+                    citation=citations.get(origin),
+                )
+            )
+    return tuple(data)
