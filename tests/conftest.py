@@ -88,8 +88,27 @@ def vizier():
         thread.join()
 
 
-def _write_network(folder: Path, name: str = "sharp") -> Path:
-    """A network that calls a pixel a particle's which is far brighter than most of its neighbours."""
+def _sharp() -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias that call a pixel a particle's which is far brighter than most of its neighbours."""
+    weight, bias = np.zeros((14, 1, 3, 3), np.float32), np.full(14, -20, np.float32)
+    weight[0], bias[0] = -0.25, -8
+    weight[0, 0, 1, 1] = 1
+    return weight, bias
+
+
+def _write_network(
+    folder: Path,
+    name: str = "sharp",
+    *,
+    version: str = "1.0.0",
+    convolution: tuple[np.ndarray, np.ndarray] | None = None,
+    prior: float = 0.1,
+    threshold: float = 0.5,
+) -> Path:
+    """A network of one convolution and a sigmoid, with maps of the 14 classes, and its card.
+
+    `convolution`: kernel (14, 1, k, k) and bias (14,), k odd; None takes `_sharp`.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -97,12 +116,11 @@ def _write_network(folder: Path, name: str = "sharp") -> Path:
     from tapetum.models.card import ModelCard, write_card
     from tapetum.models.registry import CARD_NAME, ONNX_NAME
 
-    folder.mkdir(parents=True)
-    weight, bias = np.zeros((14, 1, 3, 3), np.float32), np.full(14, -20, np.float32)
-    weight[0], bias[0] = -0.25, -8
-    weight[0, 0, 1, 1] = 1
+    folder.mkdir(parents=True, exist_ok=True)
+    weight, bias = convolution or _sharp()
+    reach = weight.shape[-1] // 2
     nodes = [
-        helper.make_node("Conv", ["frame", "weight", "bias"], ["logits"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["frame", "weight", "bias"], ["logits"], pads=[reach] * 4),
         helper.make_node("Sigmoid", ["logits"], ["maps"]),
     ]
     constants = [numpy_helper.from_array(values, key) for key, values in (("weight", weight), ("bias", bias))]
@@ -115,13 +133,13 @@ def _write_network(folder: Path, name: str = "sharp") -> Path:
     onnx.checker.check_model(network)
     raw = network.SerializeToString()
     card = {
-        "name": name, "version": "1.0.0", "title": "a test", "finder": "contaminants", "licence": "BSD-3-Clause",
+        "name": name, "version": version, "title": "a test", "finder": "contaminants", "licence": "BSD-3-Clause",
         "authors": ["nobody"], "source": {"description": "made up"}, "created": "2026-11-20",
         "inputs": [{"kind": "frame", "name": "frame", "multiple": 32, "margin": 2}],
         "outputs": [{"name": "maps", "columns": list(NAMES), "activation": "sigmoid", "per": "pixel"}],
         "classes": [
-            {"name": key, "title": TITLES[key], "code": code_of(key), "training_prior": 0.1, "prior": 0.1,
-             "threshold": 0.5}
+            {"name": key, "title": TITLES[key], "code": code_of(key), "training_prior": 0.1, "prior": prior,
+             "threshold": threshold}
             for key in NAMES
         ],
         "training": {"description": "none"}, "onnx_sha256": hashlib.sha256(raw).hexdigest(),

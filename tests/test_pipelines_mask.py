@@ -7,22 +7,19 @@ import hashlib
 import shutil
 
 import numpy as np
-import onnx
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
-from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from tapetum import __version__
 from tapetum.cli.app import app
 from tapetum.core.errors import InputError, ModelError, PartialFailureError, UsageError
-from tapetum.images.contaminants import NAMES, TITLES, code_of
+from tapetum.images.contaminants import NAMES
 from tapetum.images.fits import expand_sources
 from tapetum.images.mask_codes import masks_of, read_codes
 from tapetum.images.mask_files import failed_cards, failed_planes, is_mask
-from tapetum.models.card import ModelCard, write_card
-from tapetum.models.registry import CARD_NAME, ONNX_NAME
+from tapetum.models.registry import ONNX_NAME
 
 CR, TRL, OV = 1, 64, 2048
 # logit = weight * pixel [sigma] + bias: CR above 20 sigma, TRL above 60, OV below -20; BG always
@@ -31,47 +28,12 @@ SHAPE = (70, 96)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory, write_network):
     """Path of a network of one pixel, with maps of 14 classes."""
-    folder = tmp_path_factory.mktemp("net")
     weight, bias = np.array([LOGITS.get(name, (0, -30)) for name in NAMES], np.float32).T
-    nodes = [
-        helper.make_node("Conv", ["frame", "weight", "bias"], ["logits"]),
-        helper.make_node("Sigmoid", ["logits"], ["maps"]),
-    ]
-    constants = [
-        numpy_helper.from_array(weight.reshape(14, 1, 1, 1).copy(), "weight"),
-        numpy_helper.from_array(bias.copy(), "bias"),
-    ]
-    ports = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", depth, "y", "x"])
-        for name, depth in (("frame", 1), ("maps", 14))
-    ]
-    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], constants)
-    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.checker.check_model(network)
-    raw = network.SerializeToString()
-    card = {
-        "name": "onepixel",
-        "version": "1.2.3",
-        "title": "a test",
-        "finder": "contaminants",
-        "licence": "BSD-3-Clause",
-        "authors": ["nobody"],
-        "source": {"description": "made up"},
-        "created": "2026-11-20",
-        "inputs": [{"kind": "frame", "name": "frame", "multiple": 32, "margin": 0}],
-        "outputs": [{"name": "maps", "columns": list(NAMES), "activation": "sigmoid", "per": "pixel"}],
-        "classes": [
-            {"name": name, "title": TITLES[name], "code": code_of(name), "training_prior": 0.1, "prior": 0.03,
-             "threshold": 0.35}
-            for name in NAMES
-        ],
-        "training": {"description": "none"},
-        "onnx_sha256": hashlib.sha256(raw).hexdigest(),
-    }  # fmt: skip
-    (folder / ONNX_NAME).write_bytes(raw)
-    write_card(folder / CARD_NAME, ModelCard.model_validate(card))
+    convolution = (weight.reshape(14, 1, 1, 1).copy(), bias.copy())
+    folder = tmp_path_factory.mktemp("net")
+    write_network(folder, "onepixel", version="1.2.3", convolution=convolution, prior=0.03, threshold=0.35)
     return str(folder)
 
 

@@ -531,7 +531,7 @@ def test_from_recipe_to_masks_to_report(recipe: MaskRecipe, tmp_path: Path, rng:
     from tapetum.models.runtime import Model
     from tapetum.training.loop import fit
     from tapetum.training.mask_task import MaskTask
-    from tapetum.training.stamp_card import settings_of
+    from tapetum.training.record import settings_of
 
     # interrupted after the first epoch, the command goes on to the weights of an unbroken run
     out, whole = tmp_path / "model", tmp_path / "whole"

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tapetum.core.errors import InputError
+from tapetum.finders.config import FinderConfig
 from tapetum.images.contaminants import NAMES, code_of
 from tapetum.images.normalise import normalise, normalise_original
 from tapetum.models.runtime import Model, Runtime
@@ -37,10 +38,8 @@ Tiling = Literal["overlapping", "original"]
 Normalisation = Literal["tapetum", "original"]
 
 
-class Config(BaseModel):
+class Config(FinderConfig):
     """Settings of the finder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     classes: tuple[str, ...] | None = Field(
         default=None, description="classes that are wanted; None: all that the network knows"
@@ -59,9 +58,6 @@ class Config(BaseModel):
     normalisation: Normalisation = Field(default="tapetum", description="original: as MaxiMask does it")
     batch_size: int | None = Field(default=None, ge=1, description="tiles per run of the network")
     runtime: Runtime = "onnxruntime"
-    verify: bool = Field(
-        default=True, description="check sha256 and golden vectors of the model when it is loaded"
-    )
 
 
 @dataclass(frozen=True)

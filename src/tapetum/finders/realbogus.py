@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from tapetum.alerts.batch import STAMP_NAMES
 from tapetum.core.errors import InputError
+from tapetum.finders.config import FinderConfig
 from tapetum.models.flags import UNSCORED, InputFlag
 from tapetum.models.inputs import inspect_images, prepare_images
 from tapetum.models.runtime import Model
@@ -38,14 +38,8 @@ COLUMNS = (
 )
 
 
-class Config(BaseModel):
+class Config(FinderConfig):
     """Settings of the finder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    verify: bool = Field(
-        default=True, description="check sha256 and golden vectors of the model when it is loaded"
-    )
 
 
 @dataclass(frozen=True)

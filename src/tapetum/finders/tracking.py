@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tapetum.core.errors import InputError, UsageError
+from tapetum.finders.config import FinderConfig
 from tapetum.finders.contaminants import prior_odds
 from tapetum.images._extract_kernels import XX, XY, YY, X, Y
 from tapetum.images.extract import find_objects
@@ -45,10 +46,8 @@ STAR_AREA = 5  # pixels above it
 Tiling = Literal["covering", "original"]
 
 
-class Config(BaseModel):
+class Config(FinderConfig):
     """Settings of the finder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prior: float = Field(default=PRIOR, description="share of the frames that are expected to be trailed")
     fewest_stars: int = Field(default=FEWEST_STARS, ge=0, description="in a tile that is judged")
@@ -59,9 +58,6 @@ class Config(BaseModel):
         default="tapetum", description="original: as MaxiTrack does it"
     )
     batch_size: int = Field(default=4, ge=1, description="tiles per run of the network")
-    verify: bool = Field(
-        default=True, description="check sha256 and golden vectors of the model when it is loaded"
-    )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from enum import IntFlag
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from tapetum.core.errors import InputError
+from tapetum.finders.config import FinderConfig
 from tapetum.finders.realbogus import Scores
 from tapetum.models import flags as input_flags
 from tapetum.models.flags import InputFlag
@@ -55,14 +55,8 @@ def flag_names() -> dict[int, str]:
     return {**input_flags.flag_names(), **ours}
 
 
-class Config(BaseModel):
+class Config(FinderConfig):
     """Settings of the finder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    verify: bool = Field(
-        default=True, description="check sha256 and golden vectors of the model when it is loaded"
-    )
 
 
 @dataclass(frozen=True)

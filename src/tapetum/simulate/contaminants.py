@@ -465,13 +465,12 @@ def _bad_line(work: _Work, image: Image, rows: slice, columns: slice, sky: float
         return
     level = work.sigma * log_uniform(rng, 1.5, 200)
     piece = np.full_like(image[rows, columns], level)
-    along = 0 if len(piece) > piece.size // max(len(piece), 1) else 1
     if rng.random() < 0.3:  # charge that trails off
-        decay = np.exp(
-            -np.arange(max(len(piece), piece.size // max(len(piece), 1))) / log_uniform(rng, 30, 1000)
-        ).astype(np.float32)
+        upright = piece.shape[0] > piece.shape[1]
+        along = np.arange(max(piece.shape), dtype=np.float32)
+        decay = np.exp(-along / np.float32(log_uniform(rng, 30, 1000)))
         decay = decay if rng.random() < 0.5 else decay[::-1]
-        piece *= decay[:, None] if along == 0 else decay[None, :]
+        piece *= decay[:, None] if upright else decay[None, :]
     piece *= 1 + np.float32(0.1 * rng.random()) * rng.standard_normal(piece.shape, np.float32)
     image[rows, columns] += piece
     added = np.zeros_like(image)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tapetum.core.files import sha256_of
 from tapetum.images.contaminants import NAMES, TITLES, code_of
 from tapetum.models.calibration import sigmoid
 from tapetum.models.card import (
@@ -17,9 +16,7 @@ from tapetum.models.card import (
     ModelCard,
     Output,
     SyntheticFrames,
-    Training,
 )
-from tapetum.models.card import Source as CardSource
 from tapetum.models.golden import golden_projections, golden_rows, synthetic_frames
 from tapetum.models.runtime import Model
 from tapetum.training.mask_metrics import (
@@ -33,8 +30,8 @@ from tapetum.training.mask_metrics import (
     histogram,
     tally,
 )
+from tapetum.training.record import SPLIT, card_body, join_keys
 from tapetum.training.report import as_metric
-from tapetum.training.stamp_card import SPLIT, join_keys, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -102,26 +99,13 @@ def describe(
 def _body(
     recipe: MaskRecipe, onnx: Path, keys: Mapping[Role, Sequence[Sequence[Key]]], today: date
 ) -> dict[str, Any]:
+    data = tuple(_data_sets(keys, recipe.card.citations))
+    split = SPLIT + "; real frames by the name of their file without suffixes"
     return {
-        "name": recipe.name,
-        "version": recipe.card.version,
-        "title": recipe.card.title,
+        **card_body(recipe, onnx, data, today, split=split),
         "finder": "contaminants",
-        "licence": "BSD-3-Clause",
-        "authors": ("The Tapetum developers",),
-        "source": CardSource(description=recipe.card.description),
-        "created": today.isoformat(),
-        "onnx_sha256": sha256_of(onnx),
         "inputs": (recipe.input,),
         "outputs": (Output(name=OUTPUT, columns=NAMES, activation="sigmoid", per="pixel"),),
-        "training": Training(
-            description=recipe.card.description,
-            data=tuple(_data_sets(keys, recipe.card.citations)),
-            split=SPLIT + "; real frames by the name of their file without suffixes",
-            recipe=settings_of(recipe),
-        ),
-        "notes": tuple(recipe.card.notes),
-        "limitations": tuple(recipe.card.limitations),
     }
 
 

@@ -21,7 +21,7 @@ from tapetum.pipelines.runner import run_over
 from tapetum.simulate.contaminants import ContaminantSettings, contaminated_frame
 from tapetum.training.datasets import Key, simulated_ids
 from tapetum.training.mask_recipe import TILE
-from tapetum.training.split import role_of
+from tapetum.training.split import USED_ROLES, role_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -38,7 +38,6 @@ LEAST_TILE = 128  # side of the smallest image that is worth a tile [pixel]
 LARGEST_HALF = 60_000.0  # float16 ends soon after
 BACKGROUND_BIT = np.uint16(1 << NAMES.index("BG"))
 ALL_BITS = np.uint16((1 << len(NAMES)) - 1)
-USED_ROLES: tuple[Role, ...] = ("fit", "validation", "test")
 
 
 @dataclass(frozen=True)

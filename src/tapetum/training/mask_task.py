@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,8 @@ from tapetum.training.mask_card import describe
 from tapetum.training.mask_data import MaskSource, open_source
 from tapetum.training.mask_export import export_masks
 from tapetum.training.networks import build_network
-from tapetum.training.split import LEARNING, require
-from tapetum.training.stamp_card import fingerprint
-from tapetum.training.task import Epoch
+from tapetum.training.split import LEARNING, USED_ROLES, require
+from tapetum.training.task import Epoch, RecipeTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,18 +27,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tapetum.models.card import ModelCard
-    from tapetum.training.datasets import Key
     from tapetum.training.mask_data import MaskExample
     from tapetum.training.mask_recipe import Crops, MaskLoss, MaskRecipe
-    from tapetum.training.recipe import Optimiser
     from tapetum.training.split import Role
     from tapetum.training.task import Batch
 
 FRAMES_AT_ONCE = 4  # that are judged together
-USED_ROLES: tuple[Role, ...] = ("fit", "validation", "test")
 
 
-class MaskTask:
+class MaskTask(RecipeTask):
     """A `tapetum.training.task.Task`: crops of contaminated frames, cross-entropy of 14 logits a pixel.
 
     Parameters
@@ -53,26 +49,12 @@ class MaskTask:
     def __init__(self, recipe: MaskRecipe, source: MaskSource) -> None:
         self.recipe = recipe
         self.source = source
+        super().__init__(recipe, [source])
 
     @classmethod
     def open(cls, recipe: MaskRecipe, paths: Sequence[Path], jobs: int = 1) -> MaskTask:
         """The task with the user's frames; `jobs` processes make examples."""
         return cls(recipe, open_source(recipe, paths, jobs))
-
-    @property
-    def seed(self) -> int:
-        """Of the recipe."""
-        return self.recipe.seed
-
-    @property
-    def optimiser(self) -> Optimiser:
-        """Of the recipe."""
-        return self.recipe.optimiser
-
-    @cached_property
-    def keys(self) -> dict[Role, list[list[Key]]]:
-        """Every example of the run and every real tile, by role."""
-        return {role: [self.source.keys(role, self.optimiser.epochs)] for role in USED_ROLES}
 
     def network(self) -> nn.Module:
         """An untrained network."""
@@ -105,10 +87,6 @@ class MaskTask:
             loss = self.loss(answers, *(torch.from_numpy(part).to(device) for part in truth))
             total += float(loss) * len(images)
         return total / len(frames), len(frames)
-
-    def fingerprint(self) -> str:
-        """Hash of the names of all examples, and of the pixels of all real tiles."""
-        return fingerprint(self.keys)
 
     def require_examples(self) -> None:
         """Refuse a validation part that lacks a class: it could not be calibrated."""

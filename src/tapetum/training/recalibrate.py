@@ -11,16 +11,11 @@ from tapetum.models.registry import CARD_NAME, ONNX_NAME, find_model
 from tapetum.models.runtime import Model
 from tapetum.training.datasets import join, open_sources
 from tapetum.training.recipe import PacketData
+from tapetum.training.record import data_sets_of, join_keys, keys_of
 from tapetum.training.run import numbers_of, require_sources
 from tapetum.training.scoring import known
-from tapetum.training.stamp_card import (
-    USED_ROLES,
-    data_sets_of,
-    join_keys,
-    keys_of,
-    measured,
-    require_both_classes,
-)
+from tapetum.training.split import USED_ROLES
+from tapetum.training.stamp_card import measured, require_both_classes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

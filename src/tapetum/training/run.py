@@ -14,7 +14,7 @@ from tapetum.models.card import ModelCard, load_card, write_card
 from tapetum.models.registry import CARD_NAME, ONNX_NAME, find_model, list_models
 from tapetum.models.runtime import Model
 from tapetum.training.networks import require_torch
-from tapetum.training.stamp_card import settings_of
+from tapetum.training.record import settings_of
 from tapetum.training.task import open_task
 
 if TYPE_CHECKING:

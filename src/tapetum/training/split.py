@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Role = Literal["held", "test", "validation", "fit"]
+USED_ROLES: tuple[Role, ...] = ("fit", "validation", "test")
 LEARNING: frozenset[Role] = frozenset({"fit", "validation"})
 
 

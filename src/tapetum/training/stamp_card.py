@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tapetum.core.errors import InputError
-from tapetum.core.files import sha256_of
-from tapetum.models.card import DataSet, Golden, ModelCard, Output, SyntheticStamps, Training
-from tapetum.models.card import Source as CardSource
+from tapetum.models.card import Golden, ModelCard, Output, SyntheticStamps
 from tapetum.models.golden import golden_inputs
 from tapetum.models.runtime import Model
 from tapetum.training.calibrate import fit_calibration
 from tapetum.training.evaluate import sure, threshold_at_tpr
+from tapetum.training.record import card_body, data_sets_of, join_keys
 from tapetum.training.report import domain_of, metrics_of, reliability_of
 from tapetum.training.scoring import logits_of_model, probabilities_of_model
 
@@ -26,32 +23,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tapetum.training.datasets import Examples, Key, Source
-    from tapetum.training.recipe import Recipe, RecipeBase
+    from tapetum.training.datasets import Examples, Key
+    from tapetum.training.recipe import Recipe
     from tapetum.training.split import Role
 
 GOLDEN = SyntheticStamps(seed=20260, count=12, size=63)
 THRESHOLD_TPR = (0.99, 0.97, 0.95, 0.90)
-USED_ROLES: tuple[Role, ...] = ("fit", "validation", "test")
-SPLIT = (
-    "by object: int(sha1(object_id)[:8], 16) % 10 is 5 to 9 for training (of which int(sha1(object_id)[8:16], 16) % 10 "
-    "0 and 1 for validation and calibration), 3 and 4 for test, 0 to 2 never read; simulated objects by their names too"
-)
-
-
-def keys_of(sources: Sequence[Source], epochs: int) -> dict[Role, list[list[Key]]]:
-    """Every example that a run uses, by role and source."""
-    return {role: [source.keys(role, epochs) for source in sources] for role in USED_ROLES}
-
-
-def fingerprint(keys: Mapping[Role, Sequence[Sequence[Key]]]) -> str:
-    """Hash of the names of all examples, by role and source, in order."""
-    digest = hashlib.sha256()
-    for role, sources in keys.items():
-        for number, names in enumerate(sources):
-            for key in names:
-                digest.update(json.dumps([role, number, *key]).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def require_both_classes(validation: Examples) -> None:
@@ -69,18 +46,6 @@ def require_both_classes(validation: Examples) -> None:
         )
 
 
-def settings_of(recipe: RecipeBase) -> dict[str, Any]:
-    """A recipe without the words of its card, as JSON."""
-    # the words of the card may change between the start and the end of a run
-    settings: dict[str, Any] = recipe.model_dump(mode="json", exclude={"card"})
-    return settings
-
-
-def join_keys(sources: Sequence[Sequence[Key]]) -> list[Key]:
-    """The examples of all sources, in order."""
-    return [key for names in sources for key in names]
-
-
 def describe(
     recipe: Recipe,
     onnx: Path,
@@ -90,26 +55,11 @@ def describe(
 ) -> ModelCard:
     """The card of an exported network, with golden vectors; the rest as `measured` says."""
     used = {role: join_keys(names) for role, names in keys.items()}
-    body: dict[str, Any] = {
-        "name": recipe.name,
-        "version": recipe.card.version,
-        "title": recipe.card.title,
-        "licence": "BSD-3-Clause",
-        "authors": ("The Tapetum developers",),
-        "source": CardSource(description=recipe.card.description),
-        "created": today.isoformat(),
-        "onnx_sha256": sha256_of(onnx),
+    body = {
+        **card_body(recipe, onnx, data_sets_of(used, recipe.card.citations), today),
         "inputs": (recipe.input,),
         "outputs": (Output(name="score", columns=("real",), activation="sigmoid"),),
         "surveys": tuple(sorted({key.origin for key in used["fit"]} - {"simulated"})),
-        "training": Training(
-            description=recipe.card.description,
-            data=data_sets_of(used, recipe.card.citations),
-            split=SPLIT,
-            recipe=settings_of(recipe),
-        ),
-        "notes": tuple(recipe.card.notes),
-        "limitations": tuple(recipe.card.limitations),
     }
     model = Model(ModelCard(**body), onnx.read_bytes(), str(onnx))
     empty = ModelCard(
@@ -149,21 +99,3 @@ def balance(examples: Examples) -> NDArray[np.float64]:
     names, count = np.unique(domains, return_counts=True)
     share = {name: len(domains) / (len(names) * n) for name, n in zip(names, count, strict=True)}
     return np.array([share[name] for name in domains])
-
-
-def data_sets_of(used: Mapping[Role, Sequence[Key]], citations: Mapping[str, str]) -> tuple[DataSet, ...]:
-    """What a card says of the examples, by role and origin."""
-    data = []
-    for role, keys in used.items():
-        for origin in sorted({key.origin for key in keys}):
-            objects = [key.object_id for key in keys if key.origin == origin]
-            data.append(
-                DataSet(
-                    name=origin,
-                    n=len(objects),
-                    role="training" if role == "fit" else "validation" if role == "validation" else "test",
-                    description=f"{len(set(objects))} objects",
-                    citation=citations.get(origin),
-                )
-            )
-    return tuple(data)

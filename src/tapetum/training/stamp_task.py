@@ -17,8 +17,8 @@ from tapetum.training.export import check_onnx, export_onnx
 from tapetum.training.networks import build_network
 from tapetum.training.scoring import known
 from tapetum.training.split import LEARNING, require
-from tapetum.training.stamp_card import describe, fingerprint, keys_of, require_both_classes
-from tapetum.training.task import Epoch
+from tapetum.training.stamp_card import describe, require_both_classes
+from tapetum.training.task import Epoch, RecipeTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tapetum.models.card import ModelCard
-    from tapetum.training.datasets import Examples, Key, Source
-    from tapetum.training.recipe import Optimiser, Recipe
-    from tapetum.training.split import Role
+    from tapetum.training.datasets import Examples, Source
+    from tapetum.training.recipe import Recipe
     from tapetum.training.task import Batch
 
 PREPARE_AT_ONCE = 512
 CHECKED_ALERTS = 256  # on which ONNX and torch are compared
 
 
-class StampTask:
+class StampTask(RecipeTask):
     """A `tapetum.training.task.Task`: examples of sources, cross-entropy of one logit.
 
     Parameters
@@ -51,27 +50,13 @@ class StampTask:
     def __init__(self, recipe: Recipe, sources: Sequence[tuple[Source, int]]) -> None:
         self.recipe = recipe
         self.sources = list(sources)
+        super().__init__(recipe, [source for source, _ in self.sources])
 
     @classmethod
     def open(cls, recipe: Recipe, paths: Sequence[Path], jobs: int = 1) -> StampTask:
         """The task with the sources that the recipe names; stamps are made in this process."""
         del jobs
         return cls(recipe, open_sources(recipe, paths))
-
-    @property
-    def seed(self) -> int:
-        """Of the recipe."""
-        return self.recipe.seed
-
-    @property
-    def optimiser(self) -> Optimiser:
-        """Of the recipe."""
-        return self.recipe.optimiser
-
-    @cached_property
-    def keys(self) -> dict[Role, list[list[Key]]]:
-        """Every example of the run, by role and source."""
-        return keys_of([source for source, _ in self.sources], self.optimiser.epochs)
 
     @cached_property
     def validation(self) -> Examples:
@@ -111,10 +96,6 @@ class StampTask:
             return float("nan"), 0
         logits = logits_of(network, self.validation, self.recipe)
         return float(np.mean(np.logaddexp(0, logits) - target * logits)), len(target)
-
-    def fingerprint(self) -> str:
-        """Hash of the names of all examples."""
-        return fingerprint(self.keys)
 
     def require_examples(self) -> None:
         """Refuse a run without anything to learn from, or without both classes to calibrate on."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
+
+from tapetum.training.record import fingerprint, keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tapetum.models.card import ModelCard
+    from tapetum.training.datasets import Key
     from tapetum.training.recipe import Optimiser, RecipeBase
+    from tapetum.training.record import Keyed
+    from tapetum.training.split import Role
 
 TASKS: Mapping[str, str] = {
     "stamps": "tapetum.training.stamp_task:StampTask",
@@ -128,6 +134,41 @@ class Task(Learnable, Protocol):
     def close(self) -> None:
         """End what works in the background."""
         ...
+
+
+class RecipeTask:
+    """What a task has from its recipe, whatever it learns; a kind of training adds the rest of `Task`.
+
+    Parameters
+    ----------
+    recipe
+        Of the run.
+    sources
+        Of its examples.
+    """
+
+    def __init__(self, recipe: RecipeBase, sources: Sequence[Keyed]) -> None:
+        self._recipe = recipe
+        self._sources = tuple(sources)
+
+    @property
+    def seed(self) -> int:
+        """Of the recipe."""
+        return self._recipe.seed
+
+    @property
+    def optimiser(self) -> Optimiser:
+        """Of the recipe."""
+        return self._recipe.optimiser
+
+    @cached_property
+    def keys(self) -> dict[Role, list[list[Key]]]:
+        """Every example of the run, by role and source."""
+        return keys_of(self._sources, self.optimiser.epochs)
+
+    def fingerprint(self) -> str:
+        """Hash of the names of all examples."""
+        return fingerprint(self.keys)
 
 
 def open_task(recipe: RecipeBase, paths: Sequence[Path], jobs: int = 1) -> Task:

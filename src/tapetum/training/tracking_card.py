@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tapetum.core.errors import InputError
-from tapetum.core.files import sha256_of
 from tapetum.models.calibration import logit
 from tapetum.models.card import (
     ClassSpec,
@@ -19,15 +18,13 @@ from tapetum.models.card import (
     Reliability,
     ReliabilityBin,
     SyntheticFrames,
-    Training,
 )
-from tapetum.models.card import Source as CardSource
 from tapetum.models.golden import golden_inputs
 from tapetum.models.runtime import Model
 from tapetum.training.calibrate import fit_calibration
 from tapetum.training.evaluate import FIGURES, expected_calibration_error, measure, reliability
+from tapetum.training.record import card_body, data_sets_of, join_keys
 from tapetum.training.report import CONFIDENCE, as_metric
-from tapetum.training.stamp_card import SPLIT, data_sets_of, join_keys, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,16 +73,9 @@ def describe(
 ) -> ModelCard:
     """The card of an exported network."""
     used = {role: join_keys(names) for role, names in keys.items()}
-    body: dict[str, Any] = {
-        "name": recipe.name,
-        "version": recipe.card.version,
-        "title": recipe.card.title,
+    body = {
+        **card_body(recipe, onnx, data_sets_of(used, recipe.card.citations), today),
         "finder": "tracking",
-        "licence": "BSD-3-Clause",
-        "authors": ("The Tapetum developers",),
-        "source": CardSource(description=recipe.card.description),
-        "created": today.isoformat(),
-        "onnx_sha256": sha256_of(onnx),
         "inputs": (recipe.input,),
         "outputs": (
             Output(name=SCORE, columns=(CLASS,), activation="sigmoid"),
@@ -96,14 +86,6 @@ def describe(
                 name=CLASS, title="Tracking error", training_prior=0.5, prior=PRIOR, threshold=THRESHOLD
             ),
         ),
-        "training": Training(
-            description=recipe.card.description,
-            data=data_sets_of(used, recipe.card.citations),
-            split=SPLIT,
-            recipe=settings_of(recipe),
-        ),
-        "notes": tuple(recipe.card.notes),
-        "limitations": tuple(recipe.card.limitations),
     }
     model = Model(ModelCard(**body), onnx.read_bytes(), str(onnx))
     empty = ModelCard(

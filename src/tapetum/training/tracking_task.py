@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +12,7 @@ from tapetum.training.loop import answers_of
 from tapetum.training.networks import build_network
 from tapetum.training.networks.tracking import tracking_loss
 from tapetum.training.split import LEARNING, require
-from tapetum.training.stamp_card import fingerprint
-from tapetum.training.task import Epoch
+from tapetum.training.task import Epoch, RecipeTask
 from tapetum.training.tracking_card import describe, require_both_classes
 from tapetum.training.tracking_data import TrackingSource, turned
 from tapetum.training.tracking_export import check_verdicts, export_verdicts
@@ -27,19 +25,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tapetum.models.card import ModelCard
-    from tapetum.training.datasets import Key
-    from tapetum.training.recipe import Optimiser
-    from tapetum.training.split import Role
     from tapetum.training.task import Batch
     from tapetum.training.tracking_data import TileExample
     from tapetum.training.tracking_recipe import TrackingRecipe
 
 AT_ONCE = 32
 CHECKED_TILES = 64  # on which ONNX and torch are compared
-USED_ROLES: tuple[Role, ...] = ("fit", "validation", "test")
 
 
-class TrackingTask:
+class TrackingTask(RecipeTask):
     """A `tapetum.training.task.Task`: simulated tiles, cross-entropy of a verdict and the error of a trail vector.
 
     Parameters
@@ -53,27 +47,13 @@ class TrackingTask:
     def __init__(self, recipe: TrackingRecipe, jobs: int = 1) -> None:
         self.recipe = recipe
         self.source = TrackingSource(recipe.data[0], jobs)
+        super().__init__(recipe, [self.source])
 
     @classmethod
     def open(cls, recipe: TrackingRecipe, paths: Sequence[Path], jobs: int = 1) -> TrackingTask:
         """The task of a recipe; it takes no files of the user."""
         del paths
         return cls(recipe, jobs)
-
-    @property
-    def seed(self) -> int:
-        """Of the recipe."""
-        return self.recipe.seed
-
-    @property
-    def optimiser(self) -> Optimiser:
-        """Of the recipe."""
-        return self.recipe.optimiser
-
-    @cached_property
-    def keys(self) -> dict[Role, list[list[Key]]]:
-        """Every tile of the run, by role."""
-        return {role: [self.source.keys(role, self.optimiser.epochs)] for role in USED_ROLES}
 
     def network(self) -> nn.Module:
         """An untrained network."""
@@ -99,10 +79,6 @@ class TrackingTask:
         answers = [answers_of(network, _images(part), self.optimiser).cpu() for part in _parts(tiles)]
         target = torch.from_numpy(np.stack([tile.target for tile in tiles]))
         return float(tracking_loss(torch.cat(answers), target)), len(tiles)
-
-    def fingerprint(self) -> str:
-        """Hash of the names of all tiles."""
-        return fingerprint(self.keys)
 
     def require_examples(self) -> None:
         """Refuse a run without both classes to calibrate on."""
