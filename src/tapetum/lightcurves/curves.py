@@ -48,7 +48,9 @@ class LightCurves:
 
     def __post_init__(self) -> None:
         points = int(self.offsets[-1]) if len(self.offsets) else -1
-        columns = [self.time, self.mag, self.magerr, *([] if self.flags is None else [self.flags])]
+        columns: list[NDArray[Any]] = [self.time, self.mag, self.magerr]
+        if self.flags is not None:
+            columns.append(self.flags)
         if points < 0 or self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
             raise ValueError("offsets must rise from 0")
         if any(len(column) != points for column in columns):
