@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 ROOMS = (
-    "core", "report", "sky", "surveys", "images", "alerts", "simulate", "models", "finders", "pipelines", "training",
+    "core", "report", "sky", "surveys", "images", "alerts", "lightcurves", "simulate", "models", "finders", "pipelines", "training",
     "store",
 )  # fmt: skip
 
