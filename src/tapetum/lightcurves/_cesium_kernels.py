@@ -139,10 +139,10 @@ def _lag_peaks(time, row):
     """Peaks of the histogram of lags. The highest is number 0 here, so `1_to_2` compares second and third."""
     lags = np.empty(LAG_BINS, np.int64)
     _lags(time, lags)
-    most, total = 0, 0
+    most, total = 0.0, 0.0
     for lag in lags:
-        most = max(most, lag)
-        total += lag
+        most = max(most, float(lag))
+        total += float(lag)
     row[30] = most / ((time[-1] - time[0]) * total / LAG_BINS)
     taken = np.zeros(LAG_BINS, np.bool_)
     value = np.full(5, np.nan)

@@ -21,7 +21,6 @@ LANES = 4  # frequencies counted at a time
 PAD = 64  # points
 RUN = 32  # frequencies from one anchoring to the next
 TURN = 4294967296.0  # 2^32
-LOW = np.uint64(0xFFFFFFFF)
 HALF_WORD = np.uint64(32)
 
 

@@ -65,6 +65,8 @@ class NoiseLaw:
         """
         if math.isfinite(self.independent):
             return float(of_many(log_single, self.independent))
+        if not self.scale > 0:  # too few points: all shuffled curves were as good
+            return math.nan
         log_expected = (self.mode - _rising(self.algorithm, value, log_single)) / self.scale
         if log_expected < SMALL:
             return log_expected

@@ -41,7 +41,8 @@ class RankRules(BaseModel):
         Added in quadrature to every error, as a part of the scatter of the curve: what a series of few terms
         cannot follow must not make the brightest and most precise points decide alone.
     price
-        Of a coefficient, in units of ln N.
+        Of a coefficient, in units of ln N. With independent errors it is 1; it is more here because bands that are
+        seen together, and cycles that differ, share what a series misses.
     candidates
         Peaks of each periodogram that are followed.
     top
