@@ -10,6 +10,7 @@ from benchmarks import (
     ingest,
     kill,
     masks,
+    precision,
     remap,
     search,
     simulation,
@@ -34,6 +35,7 @@ def main() -> None:
     simulation.run()
     slurm.run()
     masks.run()
+    precision.run()
     tracking.run()
 
 

@@ -16,7 +16,7 @@ from tapetum.finders.contaminants import (
     MODEL,
     Config,
     Contaminants,
-    changed,
+    at_prior,
     class_rules,
     load,
     prior_odds,
@@ -77,17 +77,17 @@ def test_prior_change_is_that_of_the_described_tool():
     odds = prior_odds(0.01, 5e-4)
     assert odds == pytest.approx(0.01 / 0.99 * 0.9995 / 5e-4)
     np.testing.assert_allclose(
-        changed(score, odds), [0, 0.3 / (0.3 + odds * 0.7), 0.9 / (0.9 + odds * 0.1), 1], rtol=1e-6
+        at_prior(score, odds), [0, 0.3 / (0.3 + odds * 0.7), 0.9 / (0.9 + odds * 0.1), 1], rtol=1e-6
     )
-    np.testing.assert_array_equal(changed(score, 1.0), score)
-    np.testing.assert_array_equal(changed(score, prior_odds(0.01, 0.0)), np.zeros(4))
-    np.testing.assert_array_equal(changed(score, prior_odds(0.01, 1.0)), [0, 1, 1, 1])
+    np.testing.assert_array_equal(at_prior(score, 1.0), score)
+    np.testing.assert_array_equal(at_prior(score, prior_odds(0.01, 0.0)), np.zeros(4))
+    np.testing.assert_array_equal(at_prior(score, prior_odds(0.01, 1.0)), [0, 1, 1, 1])
 
 
 @pytest.mark.parametrize("prior", [1e-37, 1e-39, 1e-45, 1e-300, 5e-324])
 def test_tiny_priors_leave_nothing(prior):
     score = np.array([0, 0.3, 0.999], np.float32)
-    np.testing.assert_allclose(changed(score, prior_odds(0.01, prior)), 0, atol=1e-30)
+    np.testing.assert_allclose(at_prior(score, prior_odds(0.01, prior)), 0, atol=1e-30)
     assert raw_cut(0.5, prior_odds(0.01, prior)) == pytest.approx(1)
 
 

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapetum.core.errors import InputError, UsageError
+from tapetum.finders.contaminants import at_prior
 from tapetum.finders.tracking import (
     Config,
     Tracking,
-    at_prior,
     checked_prior,
     count_within,
     covering_grid,
-    find_stars,
     load,
     measured_trail,
     original_grid,
+    star_shapes,
 )
 from tapetum.images.fits import read_frame
 from tapetum.images.normalise import normalise
@@ -112,7 +112,7 @@ def test_noise_has_no_stars_and_no_verdict(rng, smooth):
 
     noise = rng.normal(0, 1, (800, 800))
     image = normalise(gaussian_filter(noise, smooth) + 50)
-    assert len(find_stars(image.data, image.missing)) == 0
+    assert len(star_shapes(image.data, image.missing)) == 0
     verdict = Tracking(fake(lambda images: np.ones(len(images)))).find(noise + 50)
     assert not verdict.judged.any()
     assert math.isnan(verdict.frame_probability)

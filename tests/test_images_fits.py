@@ -506,6 +506,30 @@ def test_new_parts_are_written_whatever_their_size(tmp_path: Path, monkeypatch: 
         assert all("CHECKSUM" in each.header and "DATASUM" in each.header for each in found)
 
 
+@pytest.mark.parametrize("large", [_fits_write.LARGE, 0])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+def test_planes_compressed_one_by_one_are_those_of_a_cube_compressed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, dtype: str, large: int
+):
+    monkeypatch.setattr(_fits_write, "LARGE", large)
+    cube = rng.integers(0, 9, (3, 37, 50)).astype(dtype)
+    part = _fits_write.NewPart(fits.Header, cube.shape, dtype, iter(cube), "X")
+    _fits_write.write_parts(tmp_path / "x.fits.fz", [part])
+    how = {"compression_type": "GZIP_2", "quantize_level": 0} if dtype == "float32" else {}
+    fits.CompImageHDU(cube, name="X", tile_shape=(1, 16, 50), **how).writeto(tmp_path / "whole.fits")
+    with fits.open(tmp_path / "x.fits.fz", checksum=True) as found:  # wrong checksums would be a warning
+        np.testing.assert_array_equal(found["X"].data, cube)
+    np.testing.assert_array_equal(read_frame(f"{tmp_path}/x.fits.fz[X][2]").data, cube[2])
+    tables = [
+        fits.getheader(tmp_path / name, 1, disable_image_compression=True)
+        for name in ("x.fits.fz", "whole.fits")
+    ]
+    differ = {"CHECKSUM", "DATASUM"} | ({"NAXIS1", "TFORM1"} if large == 0 else set())
+    made, whole = ({key: value for key, value in table.items() if key not in differ} for table in tables)
+    assert made == whole
+    assert tables[0]["TFORM1"].startswith("1P" if large else "1Q")
+
+
 def test_lists_and_folders_that_cannot_be_used(tmp_path: Path, sky):
     write_frame(tmp_path / "made" / "x.fits", sky)
     (tmp_path / "binary.list").write_bytes(b"\xff\xfe\x00")

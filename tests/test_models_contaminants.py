@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from tapetum.finders.contaminants import Config, Contaminants, load
+from tapetum.finders.contaminants import BACKGROUND_BIT, Config, Contaminants, load
 from tapetum.images.contaminants import NAMES, Contaminant, code_of
+from tapetum.images.normalise import normalise
 from tapetum.models.registry import find_model
+from tapetum.models.runtime import Model
 from tapetum.models.tiles import plan_tiles, run_tiles
 from tapetum.simulate.artefacts import TrailShape, trail_layer
+from tapetum.simulate.contaminants import SHARES, ContaminantSettings, contaminated_frame
 
 MEGABYTE = 2**20
+SOURCE = Path(__file__).parents[1]
+ARTEFACTS = (
+    "trail", "cosmic_ray", "lines", "hot", "dead", "cluster", "bright_stars", "spikes", "overscan", "persistence",
+    "nebula",
+)  # fmt: skip
+ENOUGH = 200  # pixels of a class, for its overlap to say something
 
 
 @cache
@@ -117,3 +128,92 @@ def test_a_higher_threshold_finds_less() -> None:
         for value in (0.99, 0.01)
     )
     assert all(few[name] <= many[name] for name in NAMES)
+
+
+@cache
+def contaminated(number: int) -> np.ndarray:
+    """A frame with nearly everything in it."""
+    shares = {name: float(name in ARTEFACTS) for name in SHARES}
+    settings = ContaminantSettings(sky=(300, 300), fwhm=(3, 3), stars=(100, 100), shares=shares)
+    return contaminated_frame(np.random.default_rng([9, number]), settings).data
+
+
+@cache
+def network() -> bytes:
+    return find_model("contaminants").onnx.read_bytes()
+
+
+def agreement(changed: bytes) -> dict[str, float]:
+    """Class -> pixels that the masks of a changed network share with ours, of those that either has."""
+    card = finder().model.card
+    other = Contaminants(Model(card, changed, "changed"))
+    both, either = np.zeros(len(NAMES)), np.zeros(len(NAMES))
+    bits = np.array([code_of(name) or BACKGROUND_BIT for name in NAMES], np.uint16)[:, None, None]
+    for number in range(4):
+        mine, theirs = (each.find(contaminated(number)).flagged & bits for each in (finder(), other))
+        both += np.count_nonzero(mine & theirs, axis=(1, 2))
+        either += np.count_nonzero(mine | theirs, axis=(1, 2))
+    return {
+        name: n / of for name, n, of in zip(NAMES, both.tolist(), either.tolist(), strict=True) if of > ENOUGH
+    }
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Nearest bfloat16 of float32, as float32; ties go to the even one."""
+    bits = np.atleast_1d(values).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def in_bfloat16(onnx_bytes: bytes) -> bytes:
+    """A network whose weights, and what its convolutions are given, have the 8 significant bits of bfloat16."""
+    model = onnx.load_model_from_string(onnx_bytes)
+    for entry in model.graph.initializer:
+        if entry.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(entry)
+            entry.CopyFrom(numpy_helper.from_array(rounded(values).reshape(values.shape), entry.name))
+    nodes, short = [], {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            name = node.input[0]
+            if name not in short:
+                short[name] = f"{name}_short"
+                nodes.append(helper.make_node("Cast", [name], [f"{name}_bfloat16"], to=TensorProto.BFLOAT16))
+                nodes.append(
+                    helper.make_node("Cast", [f"{name}_bfloat16"], [short[name]], to=TensorProto.FLOAT)
+                )
+            node.input[0] = short[name]
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    changed: bytes = model.SerializeToString()
+    return changed
+
+
+def test_rounding_is_to_the_nearest_bfloat16() -> None:
+    """Values of 7 bits of mantissa stay; halfway goes to the even one; the rest to the nearest."""
+    step = 2.0**-7
+    values = np.array([1, 1 + step, 1 + step / 2, 1 + 1.5 * step, -1 - 0.6 * step, 0, 1e30], np.float32)
+    expected = [1, 1 + step, 1, 1 + 2 * step, -1 - step, 0]
+    np.testing.assert_array_equal(rounded(values)[:-1], np.array(expected, np.float32))
+    assert rounded(values)[-1] == pytest.approx(1e30, rel=step / 2)
+
+
+def test_masks_survive_bfloat16() -> None:
+    rows = agreement(in_bfloat16(network()))
+    assert len(rows) >= 8
+    assert min(rows.values()) > 0.95, rows
+    assert min(rows.values()) < 1, "nothing was rounded"
+
+
+def test_masks_survive_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in int8 but the first and the last, ranges from frames that are not judged."""
+    monkeypatch.syspath_prepend(SOURCE)  # of the benchmarks
+    from benchmarks.precision import FLOAT, all_but, quantised
+
+    frames = [normalise(contaminated(number)).data for number in (100, 101)]
+    small = quantised(network(), "image", frames, all_but(network(), FLOAT))
+    assert len(small) < 0.35 * len(network())
+    rows = agreement(small)
+    assert len(rows) >= 8
+    assert min(rows.values()) > 0.75, rows
+    assert np.mean(list(rows.values())) > 0.93, rows

@@ -27,7 +27,7 @@ from tapetum.pipelines.candidates import VetoLimits
 from tapetum.pipelines.cutouts import make_cutouts, read_cutout
 from tapetum.pipelines.demo_images import Pair, scene_pair
 from tapetum.pipelines.search import SearchOptions, search
-from tapetum.pipelines.search_contaminants import Asked
+from tapetum.pipelines.search_contaminants import ContaminantChoice
 from tapetum.pipelines.search_results import read_results, read_truth
 from tapetum.simulate.truth import TRUTH_NAME
 
@@ -214,5 +214,5 @@ def test_what_no_image_could_be_masked_with_is_refused_at_once(pair: Pair, tmp_p
         with pytest.raises(error, match=reason):
             run(pair, tmp_path / "out", contaminants=asked)
     assert not (tmp_path / "out").exists()
-    assert Asked.parse("NONE").kind == "none"
-    assert Asked.parse("none").masks_for(str(pair.science)) is None
+    assert ContaminantChoice.parse("NONE").kind == "none"
+    assert ContaminantChoice.parse("none").masks_for(str(pair.science)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from datetime import date
 from itertools import islice
 
@@ -48,8 +49,8 @@ def test_turning_a_tile_turns_its_trail(how):
 
 def test_tiles_depend_on_their_names_alone():
     simulation = small()
-    source = TrackingSource(simulation)
-    first, second = source.pool(0), source.pool(1)
+    with closing(TrackingSource(simulation)) as source:
+        first, second = source.pool(0, 1), source.pool(1, 1)
     names = list(islice(simulated_ids(1, "fit"), 8))
     assert [tile.name for tile in first] == names[:6]
     assert [tile.name for tile in second] == names[2:]

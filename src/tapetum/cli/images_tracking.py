@@ -21,7 +21,7 @@ from tapetum.cli.common import (
 from tapetum.cli.images_common import end
 
 if TYPE_CHECKING:
-    from tapetum.pipelines.tracking import Judged
+    from tapetum.pipelines.tracking import JudgedExposure
 
 
 def tracking(
@@ -82,7 +82,7 @@ def tracking(
     options = TrackingOptions(model, prior, fewest_stars, tiling, normalisation, batch_size, frac, seed)
     problems: list[str] = []
     sources = expand_sources(images, rejected=problems.append)
-    kept: list[Judged] = []
+    kept: list[JudgedExposure] = []
     n_done = 0
     with progress_bar("judging exposures") as progress:
         results = judge_exposures(
@@ -100,7 +100,7 @@ def tracking(
     end(problems, n_done, "judged")
 
 
-def _tell(judged: Judged, out: str, problems: list[str]) -> bool:
+def _tell(judged: JudgedExposure, out: str, problems: list[str]) -> bool:
     """Write the line of an exposure and say what there is to say; whether there was a line."""
     import math
 
@@ -123,7 +123,7 @@ def _tell(judged: Judged, out: str, problems: list[str]) -> bool:
     return True
 
 
-def _write_tiles(judged: list[Judged], path: str, model: str | None) -> None:
+def _write_tiles(judged: list[JudgedExposure], path: str, model: str | None) -> None:
     from tapetum.pipelines.tracking import DESCRIPTIONS, UNITS, tile_table
     from tapetum.report.tables import write_table
 

@@ -62,18 +62,9 @@ def evaluate(
         if diagram is None:
             raise UsageError("nothing to measure on: name --alerts or --frames, or give --simulated")
         return
-    command = {
-        "verb": "models evaluate",
-        "models": models,
-        "simulated": simulated,
-    }
+    command = {"verb": "models evaluate", "models": models, "simulated": simulated}
     if _judges_frames(models[0]):
-        if alerts or labels or groups:
-            raise UsageError(f"{models[0]} judges frames: it takes no --alerts, --labels or --groups")
-        if part != "test":
-            raise UsageError(
-                f"--part {part}: {models[0]} judges frames, whose contaminants are always those of the test part"
-            )
+        _check_for_frames(models[0], part, others=bool(alerts or labels or groups))
         recipe = recipe or "contaminants"
         command |= {"recipe": recipe, "frames": _texts(frames), "against": list(against or ()), "each": each}
         text = _masks(models, against or [], recipe, frames or [], each, simulated, threads, out)
@@ -100,6 +91,18 @@ def _judges_frames(spec: str) -> bool:
     from tapetum.models.registry import find_model
 
     return load_card(find_model(spec).card).frame is not None
+
+
+def _check_for_frames(model: str, part: str, *, others: bool) -> None:
+    """Raise UsageError for what only models of alerts can be asked."""
+    from tapetum.core.errors import UsageError
+
+    if others:
+        raise UsageError(f"{model} judges frames: it takes no --alerts, --labels or --groups")
+    if part != "test":
+        raise UsageError(
+            f"--part {part}: {model} judges frames, whose contaminants are always those of the test part"
+        )
 
 
 def _alerts(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from tapetum.core.errors import InputError
@@ -24,8 +25,6 @@ from tapetum.models.tiles import original_tiles, plan_tiles, run_tiles
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from tapetum.images.normalise import Normalised
     from tapetum.models.card import ClassSpec, FrameContract
     from tapetum.models.tiles import Tile
@@ -34,6 +33,7 @@ MODEL = "contaminants"
 BACKGROUND_BIT = 1 << 13  # within `ContaminantMasks.flagged` only: the background has no code
 ORIGINAL_BATCH = 8  # tiles of 400 pixels at a time, which MaxiMask takes by default
 
+Scores = TypeVar("Scores", NDArray[np.float32], NDArray[np.float64])
 Tiling = Literal["overlapping", "original"]
 Normalisation = Literal["tapetum", "original"]
 
@@ -77,7 +77,7 @@ class ClassRule:
     threshold
         Probability above which a pixel has it.
     odds
-        Factor ``f`` of `changed`; 1 where scores are taken as they are.
+        Factor ``f`` of `at_prior`; 1 where scores are taken as they are.
     """
 
     name: str
@@ -208,7 +208,7 @@ class Contaminants:
                 score = maps[rule.column]
                 found |= (score > cut) * np.uint16(rule.bit)
                 if kept is not None:
-                    kept[number, *place] = changed(score, rule.odds)
+                    kept[number, *place] = at_prior(score, rule.odds)
             flagged[place] = found  # a later tile of the original tiling takes the place of an earlier one
 
         run_tiles(self.model, image.data, self._tiles(flagged.shape), consume, batch=self._batch)
@@ -309,14 +309,15 @@ def prior_odds(training_prior: float, prior: float) -> float:
     return training_prior / (1 - training_prior) * (1 - prior) / prior
 
 
-def changed(score: NDArray[np.float32], odds: float) -> NDArray[np.float32]:
-    """Probability at the new prior: ``p / (p + f (1 - p))``."""
+def at_prior(score: Scores, odds: float) -> Scores:
+    """Probability at the new prior: ``p / (p + f (1 - p))``; NaN stays NaN."""
     if odds == 1:
         return score
-    if odds > float(np.finfo(np.float32).max):  # infinite among them
-        return np.zeros_like(score)
+    kind = score.dtype.type
+    if odds > float(np.finfo(kind).max):  # infinite among them
+        return score * kind(0)
     with np.errstate(invalid="ignore"):
-        return np.where(score > 0, score / (score + np.float32(odds) * (1 - score)), np.float32(0))
+        return np.where(score <= 0, kind(0), score / (score + kind(odds) * (1 - score)))
 
 
 def raw_cut(threshold: float, odds: float) -> float:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tapetum.core.errors import InputError, UsageError
 from tapetum.finders.config import FinderConfig
-from tapetum.finders.contaminants import prior_odds
+from tapetum.finders.contaminants import at_prior, prior_odds
 from tapetum.images._extract_kernels import XX, XY, YY, X, Y
 from tapetum.images.extract import find_objects
 from tapetum.images.normalise import normalise, normalise_original
@@ -182,7 +182,7 @@ class Tracking:
             The network does not give what its card says.
         """
         image = self._normalised(data, bad, saturation)
-        stars = find_stars(image.data, image.missing, threads=self.threads)
+        stars = star_shapes(image.data, image.missing, threads=self.threads)
         tiles, n_stars = self._tiles(image.data.shape, stars)
         score = np.full(len(tiles), np.nan)
         trail = np.full((len(tiles), 2), np.nan)
@@ -279,12 +279,7 @@ def checked_prior(prior: float) -> float:
     return prior
 
 
-def at_prior(probability: Values, odds: float) -> Values:
-    """Probabilities at the expected frequency; NaN stays NaN."""
-    return probability / (probability + odds * (1 - probability))
-
-
-def find_stars(image: Image, missing: NDArray[np.bool_], *, threads: int = 1) -> Values:
+def star_shapes(image: Image, missing: NDArray[np.bool_], *, threads: int = 1) -> Values:
     """Sources of a normalised image, trailed or not.
 
     Returns
@@ -316,7 +311,7 @@ def measured_trail(stars: Values) -> tuple[float, float]:
     Parameters
     ----------
     stars : ndarray of float64, shape (n, 4)
-        As `find_stars` gives them.
+        As `star_shapes` gives them.
     """
     if not len(stars):
         return math.nan, math.nan

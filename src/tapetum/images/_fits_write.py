@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import mmap
 import re
 import shutil
@@ -42,6 +43,7 @@ GZIP_LEVEL = 6
 GZIP_START = GZIP_MAGIC + b"\x08\0"  # deflated, no name; then four bytes of time
 QUANTIZE_LEVEL = 16.0  # floats are stored in steps of noise / 16, which adds 0.02 % to the variance
 BITPIX = {"uint8": 8, "int16": 16, "int32": 32, "float32": -32}
+LARGE = 2**30  # bytes of pixels whose tiles, compressed, 32 bits might not find
 TILE_ROWS = 16  # of an image that are compressed together: one by one takes a third longer
 # what describes how another file was stored, not what it shows
 STORAGE_KEYS = re.compile(
@@ -192,12 +194,11 @@ def _write_each(stream: IO[bytes], parts: Iterable[NewPart | bytes], *, compress
     for part in parts:
         if isinstance(part, bytes):
             stream.write(part)
-        elif compressed and part.shape:
-            if not stream.tell():
-                stream.write(_serialised(fits.HDUList([fits.PrimaryHDU()])))
-            stream.write(_compressed_part(part))
-        else:
-            places.append(_write_plain(stream, part))
+            continue
+        tiled = compressed and part.shape
+        if tiled and not stream.tell():
+            stream.write(_serialised(fits.HDUList([fits.PrimaryHDU()])))
+        places.append((_write_tiled if tiled else _write_plain)(stream, part))
     stream.flush()
     with mmap.mmap(stream.fileno(), 0) as content:
         for place in places:
@@ -213,13 +214,76 @@ def _write_plain(stream: IO[bytes], part: NewPart) -> tuple[int, int, int]:
     kind = np.dtype(part.dtype).newbyteorder(">")
     for plane in part.planes:
         stream.write(np.ascontiguousarray(plane, kind).data)
+    return start, start + len(head), _finish(stream, start, head, _plain_header(part, primary=not start))
+
+
+def _write_tiled(stream: IO[bytes], part: NewPart) -> tuple[int, int, int]:
+    """The same, compressed plane by plane: a table of length and place of each tile, then the tiles."""
+    start = stream.tell()
+    large = math.prod(part.shape) * np.dtype(part.dtype).itemsize > LARGE
+    table = np.zeros((_n_tiles(part.shape), 2), ">i8" if large else ">i4")
+    head = _tiled_header(part, table)
+    begin = head + table.tobytes()
+    stream.write(begin)
+    n = 0
+    for plane in part.planes:
+        lengths, tiles = _tiles_of(np.ascontiguousarray(plane, part.dtype))
+        table[n : n + len(lengths), 0] = lengths
+        n += len(lengths)
+        stream.write(tiles)
+    table[1:, 1] = np.cumsum(table[:-1, 0])
+    end = _finish(stream, start, begin, _tiled_header(part, table) + table.tobytes())
+    return start, start + len(head), end
+
+
+def _finish(stream: IO[bytes], start: int, begin: bytes, known: bytes) -> int:
+    """Fill the last block of a part, and begin it with what is known now; where it ends [bytes]."""
+    if len(known) != len(begin):
+        raise ValueError("the header of a part changed its length while it was written")
     stream.write(bytes(-stream.tell() % BLOCK))
-    final = _plain_header(part, primary=not start)
-    if len(final) != len(head):
-        raise ValueError(f"the header of part {part.name!r} changed its length while it was written")
     stream.seek(start)
-    stream.write(final)
-    return start, start + len(head), stream.seek(0, io.SEEK_END)
+    stream.write(known)
+    return stream.seek(0, io.SEEK_END)
+
+
+def _n_tiles(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[:-2]) * -(-shape[-2] // TILE_ROWS)
+
+
+def _tiles_of(plane: NDArray[Any]) -> tuple[NDArray[Any], memoryview]:
+    """Length of each tile [bytes], and the tiles."""
+    content, _, data_start, end = _compressed(plane, None, "")
+    kind = ">i8" if plane.nbytes > 2**32 else ">i4"  # astropy's rule
+    table = np.frombuffer(content, kind, 2 * _n_tiles(plane.shape), data_start)
+    return table[::2], memoryview(content)[data_start + table.nbytes : end]
+
+
+def _tiled_header(part: NewPart, table: NDArray[Any]) -> bytes:
+    """Header of a part as astropy makes it for the first tile, with the sizes of the whole."""
+    with listening([]):  # to what it thinks of cards that come from another file
+        header = part.header()
+        _name(header, part)
+        tile = np.zeros(_tile_shape(part.shape), part.dtype)
+        content, start, data_start, _ = _compressed(tile, header, part.name)
+    head = bytes(content[start:data_start])
+    sizes = {"NAXIS1": table.strides[0], "NAXIS2": len(table), "PCOUNT": table[:, 0].sum()}
+    sizes |= {f"ZNAXIS{axis}": side for axis, side in enumerate(reversed(part.shape), 1)}
+    values = {key: f"{size:>20}" for key, size in sizes.items()}
+    pointer = f"1{'Q' if table.itemsize == 8 else 'P'}B({table[:, 0].max()})"
+    values["TFORM1"] = f"'{pointer:<8}'".ljust(20)
+    for key, value in values.items():
+        head = re.sub(rb"%-8s= .{20}" % key.encode(), f"{key:<8}= {value}".encode(), head, count=1)
+    return head
+
+
+def _compressed(values: NDArray[Any], header: Any, name: str) -> tuple[bytearray, int, int, int]:
+    """A file with one image; where header and data of this begin, and where it ends [bytes]."""
+    from astropy.io import fits
+
+    image = _part(values, header, name, compressed=True, lossless=True)
+    content = _serialised(fits.HDUList([fits.PrimaryHDU(), image]))
+    part = find_parts(io.BytesIO(content), len(content), Path("new file"), NO_LIMITS)[1]
+    return content, part.start, part.data_start, part.end
 
 
 def _plain_header(part: NewPart, *, primary: bool) -> bytes:
@@ -243,24 +307,6 @@ def _name(header: Any, part: NewPart) -> None:
         header["EXTNAME"] = part.name
     if part.version != 1:
         header["EXTVER"] = part.version
-
-
-def _compressed_part(part: NewPart) -> bytes:
-    from astropy.io import fits
-
-    values = np.empty(part.shape, part.dtype)
-    planes = values.reshape(-1, *part.shape[-2:])
-    for number, plane in enumerate(part.planes):
-        planes[number] = plane
-    with listening([]):
-        header = part.header()
-        _name(header, part)
-        content = _serialised(
-            fits.HDUList(
-                [fits.PrimaryHDU(), _part(values, header, part.name, compressed=True, lossless=True)]
-            )
-        )
-    return bytes(memoryview(content)[BLOCK:])
 
 
 def _serialised(parts: Any) -> bytearray:
@@ -335,14 +381,17 @@ def _storable(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
+def _tile_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*(1,) * (len(shape) - 2), min(TILE_ROWS, shape[-2]), shape[-1])
+
+
 def _part(values: NDArray[Any], header: Any, name: str, *, compressed: bool, lossless: bool = False) -> Any:
     from astropy.io import fits
 
     values = _storable(values)
     if not compressed:
         return fits.ImageHDU(values, header, name=name)
-    idle = (1,) * (values.ndim - 2)
-    tile = (*idle, min(TILE_ROWS, values.shape[-2]), values.shape[-1])
+    tile = _tile_shape(values.shape)
     if values.dtype.kind != "f":
         return fits.CompImageHDU(values, header, name=name, compression_type="RICE_1", tile_shape=tile)
     if lossless:

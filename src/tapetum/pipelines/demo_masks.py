@@ -27,7 +27,11 @@ from tapetum.report.stamps import thinned
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tapetum.core.settings import Settings
+    from tapetum.images.frame import Image
 
 ZOOMS, ZOOM_SIDE = 3, 160  # places shown in full, and their side [pixel]
 
@@ -115,39 +119,32 @@ def _report(step: Step, model: str, seconds: float | None) -> MaskReport:
     data = read_frame(step.source).data
     boxes = interesting(codes, ZOOMS, ZOOM_SIDE)
     thin = preview_step(codes.shape)
-    picture = overlay_svg(
-        thinned(data, thin),
-        thinned_codes(codes, thin),
-        LAYERS,
-        boxes,
-        step=thin,
-        title="image with its contaminants",
-        width=PREVIEW_PIXELS,
-    )
-    zooms = [
-        (
-            class_counts(codes[box.window]),
-            beside_svg(data[box.window], codes[box.window], LAYERS, title="zoom"),
-        )
-        for box in boxes
-    ]
     file = Path(step.output)
     named = "" if model == MODEL else f" --model {model}"
-    command = (
-        f"tapetum images mask {step.source} -o {file.parent} --single-mask --compress fz --preview{named}"
-    )
     return MaskReport(
-        network,
-        codes.shape,
-        class_counts(codes),
-        picture,
-        zooms,
-        thin,
-        seconds,
-        file,
-        file.with_name(f"{mask_name(step.source)}.png"),
-        command,
+        network=network,
+        shape=codes.shape,
+        counts=class_counts(codes),
+        picture=overlay_svg(
+            thinned(data, thin),
+            thinned_codes(codes, thin),
+            LAYERS,
+            boxes,
+            step=thin,
+            title="image with its contaminants",
+            width=PREVIEW_PIXELS,
+        ),
+        zooms=[_zoom(data[box.window], codes[box.window]) for box in boxes],
+        step=thin,
+        seconds=seconds,
+        file=file,
+        preview=file.with_name(f"{mask_name(step.source)}.png"),
+        command=f"tapetum images mask {step.source} -o {file.parent} --single-mask --compress fz --preview{named}",
     )
+
+
+def _zoom(data: Image, codes: NDArray[np.uint16]) -> tuple[Mapping[str, int], str]:
+    return class_counts(codes), beside_svg(data, codes, LAYERS, title="zoom")
 
 
 def mask_sections(report: MaskReport, title: str) -> list[Section]:

@@ -160,9 +160,8 @@ class _Judge:
         self.total = _Tally()
         self.n_done = 0
         self.n_tried = 0
-        self.pictures: dict[
-            tuple[str, ...], bytes
-        ] = {}  # of each its image's number, and of a cube its plane's
+        # of each its image's number, and of a cube its plane's
+        self.pictures: dict[tuple[str, ...], bytes] = {}
 
     def __call__(self, image: ImagePart) -> Masked:
         """What takes the place of an image."""

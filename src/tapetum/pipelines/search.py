@@ -52,7 +52,7 @@ from tapetum.pipelines.outputs import check_folder, fingerprint
 from tapetum.pipelines.references import References
 from tapetum.pipelines.runner import run_over
 from tapetum.pipelines.search_calibration import Catalogues, calibrate, match_known
-from tapetum.pipelines.search_contaminants import Asked, ContaminantLookup
+from tapetum.pipelines.search_contaminants import ContaminantChoice, ContaminantLookup
 from tapetum.pipelines.search_report import (
     Exhibit,
     QualityReport,
@@ -275,7 +275,7 @@ def plan(sources: Sequence[str], out: Path, options: SearchOptions) -> list[Task
     others += files_of([] if options.mask is None else [options.mask])
     others += files_of(name for name in options.references if path_of(name).exists())
     others += profile_files(options.telescope)
-    asked = Asked.parse(options.contaminants)
+    asked = ContaminantChoice.parse(options.contaminants)
     shared = fingerprint(others, {"options": asdict(options), "contaminants": asked.identity}, skip=[out])
     taken: dict[str, str] = {}
     tasks = []
@@ -339,7 +339,7 @@ def search(
         There is no such model.
     """
     _check_model(options)
-    Asked.parse(options.contaminants).check()
+    ContaminantChoice.parse(options.contaminants).check()
     check_folder(out)
     if options.telescope:
         find_telescope(options.telescope)  # once for all: no image could be read without it
@@ -403,7 +403,7 @@ def _searcher(
 ) -> Callable[[Task], Outcome]:
     """The function that a worker runs: everything that all images share is read here, once."""
     finder = load(options.model)
-    lookup = ContaminantLookup(Asked.parse(options.contaminants), threads=threads)
+    lookup = ContaminantLookup(ContaminantChoice.parse(options.contaminants), threads=threads)
     catalogues = Catalogues.read(options.catalogue, options.known, settings.archives.vizier_url)
 
     def one(task: Task) -> Outcome:

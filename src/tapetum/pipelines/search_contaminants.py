@@ -32,8 +32,8 @@ NONE = "none"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for.
+class ContaminantChoice:
+    """Where codes are to come from, as the user asked for them.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Asked:
     name: str = ""
 
     @classmethod
-    def parse(cls, text: str | None) -> Asked:
+    def parse(cls, text: str | None) -> ContaminantChoice:
         """What an option means: nothing, ``none``, a FITS file or a folder of masks, or a network.
 
         Raises
@@ -115,7 +115,7 @@ class Asked:
 class ContaminantLookup:
     """Says what contaminates an image; the network is loaded when it is needed first."""
 
-    def __init__(self, asked: Asked, *, threads: int = 1) -> None:
+    def __init__(self, asked: ContaminantChoice, *, threads: int = 1) -> None:
         self.asked = asked
         self.threads = threads
 

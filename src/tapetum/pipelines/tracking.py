@@ -112,7 +112,7 @@ class Exposure:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedExposure:
     """What became of an exposure.
 
     Attributes
@@ -172,7 +172,7 @@ def judge_exposures(
     jobs: int = 1,
     scheduler: str = "local",
     cluster: ClusterSettings | None = None,
-) -> Iterator[tuple[str, list[Judged], str | None]]:
+) -> Iterator[tuple[str, list[JudgedExposure], str | None]]:
     """Judge files one after the other.
 
     Parameters
@@ -206,13 +206,13 @@ def judge_exposures(
 
 def _judge(
     options: TrackingOptions, telescope: SurveyProfile | None, threads: int
-) -> Callable[[str], tuple[list[Judged], str | None]]:
+) -> Callable[[str], tuple[list[JudgedExposure], str | None]]:
     return partial(_judge_file, load(options.model, options.config(), threads=threads), options, telescope)
 
 
 def _judge_file(
     finder: Tracking, options: TrackingOptions, telescope: SurveyProfile | None, source: str
-) -> tuple[list[Judged], str | None]:
+) -> tuple[list[JudgedExposure], str | None]:
     try:
         exposures = exposures_of(source, options.frac, options.seed)
     except TROUBLE as problem:
@@ -220,7 +220,9 @@ def _judge_file(
     return [judge_exposure(finder, exposure, telescope) for exposure in exposures], None
 
 
-def judge_exposure(finder: Tracking, exposure: Exposure, telescope: SurveyProfile | None = None) -> Judged:
+def judge_exposure(
+    finder: Tracking, exposure: Exposure, telescope: SurveyProfile | None = None
+) -> JudgedExposure:
     """Judge all images of an exposure; one that cannot be judged does not stop the others."""
     verdicts, failures = [], []
     for image in exposure.images:
@@ -230,7 +232,7 @@ def judge_exposure(finder: Tracking, exposure: Exposure, telescope: SurveyProfil
             verdicts.append((image, finder.find(frame.data, bad, saturation=frame.info.saturation)))
         except TROUBLE as problem:
             failures.append(reason(image, problem))
-    return Judged(exposure, tuple(verdicts), tuple(failures))
+    return JudgedExposure(exposure, tuple(verdicts), tuple(failures))
 
 
 def exposures_of(source: str, frac: float | None = None, seed: int = 0) -> list[Exposure]:
@@ -314,7 +316,7 @@ def append_lines(path: Path, text: str) -> None:
         raise InputError(f"{path}: cannot be written: {problem.strerror}") from None
 
 
-def tile_table(judged: Iterable[Judged]) -> pa.Table:
+def tile_table(judged: Iterable[JudgedExposure]) -> pa.Table:
     """One row per tile, with the columns `COLUMNS`; null where there is no number."""
     import pyarrow as pa
 

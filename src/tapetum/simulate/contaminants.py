@@ -49,6 +49,7 @@ ALL = np.uint16(sum(Contaminant))
 OF_STARS = ALL & ~np.uint16(Contaminant.TRL | Contaminant.FR | Contaminant.OV | Contaminant.P)
 SEEN, UNSEEN = 1.0, 0.35  # of the noise: light of a wide class that counts, and that nobody can see
 SHARP_SEEN, SHARP_UNSEEN = 3.0, 1.0  # the same for what is as narrow as a pixel
+CLOUD_SMOOTH_PIX = 8.0  # gaps between the filaments of a cloud belong to it
 POINT_SEEN = 6.0  # a single pixel must stand out so far, or noise does the same
 BRIGHT_TRUST = 1.5  # of the noise of a real frame, smoothed: above, its own contents are not known
 SHARES: Mapping[str, float] = {
@@ -322,7 +323,7 @@ def _add_foreground(work: _Work, sigma: float) -> None:
         work.light += envelope * fringes(shape, rng)
     if work.happens("nebula"):
         cloud = nebula(shape, rng) * np.float32(sigma * log_uniform(rng, 1.5, 60))
-        work.mark_light(Contaminant.NEB, cloud, sigma)
+        work.mark_light(Contaminant.NEB, _smoothed(cloud, CLOUD_SMOOTH_PIX), sigma)
         work.light += cloud
 
 

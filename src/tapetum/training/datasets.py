@@ -390,9 +390,14 @@ def simulated_ids(seed: int, role: Role) -> Iterator[str]:
         number += 1
 
 
+def seeds_of(name: str) -> list[int]:
+    """The numbers in the name of a simulated object, which seed every draw."""
+    return [int(part) for part in name.split("-")[1:]]
+
+
 def simulated_example(name: str, data: SimulatedData) -> Examples:
     """The simulated alert of this name: the name seeds its scenario and every draw."""
-    rng = np.random.default_rng([int(part) for part in name.split("-")[1:]])
+    rng = np.random.default_rng(seeds_of(name))
     kinds = list(data.mix)
     share = np.array([data.mix[kind] for kind in kinds], float)
     truth = simulate_alert(str(rng.choice(kinds, p=share / share.sum())), rng, flip=data.flip)

@@ -17,6 +17,7 @@ from tapetum.core.errors import InputError, ModelError
 from tapetum.core.progress import Progress, no_progress
 from tapetum.finders.contaminants import Config, Contaminants, load
 from tapetum.images.contaminants import NAMES, TITLES
+from tapetum.images.normalise import normalise
 from tapetum.report.page import Column, Fact, Facts, Page, Rows, Settings, render_page
 from tapetum.training.datasets import simulated_ids
 from tapetum.training.mask_card import images_named
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tapetum.training.mask_data import Tile
+    from tapetum.training.mask_data import RealTile
     from tapetum.training.recipe import RecipeBase
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Judged:
+class FrameWithTruth:
     """A frame with its truth.
 
     Attributes
@@ -276,7 +277,7 @@ def _subject(spec: str, config: Config, threads: int) -> Subject:
 
 def frames_of(
     recipe: MaskRecipe, paths: Sequence[Path | str], per_tile: int, simulated: int
-) -> Iterator[Judged]:
+) -> Iterator[FrameWithTruth]:
     """Frames of exactly known truth, under names of the test part of the split.
 
     Parameters
@@ -300,17 +301,17 @@ def frames_of(
     settings = recipe.simulation.simulated()
     names = simulated_ids(recipe.simulation.seed, "test")
 
-    def judged(kind: str, name: str, base: Tile | None) -> Judged:
+    def frame_of(kind: str, name: str, base: RealTile | None) -> FrameWithTruth:
         made = draw(name, base, settings)
-        truth = Truth(*bits_of(made), made.trails)
+        truth = Truth(*bits_of(made, normalise(made.data).missing), made.trails)
         frame = name if base is None else f"{base.name} {name}"
-        return Judged(kind, frame, name if base is None else base.image, made.data, truth)
+        return FrameWithTruth(kind, frame, name if base is None else base.image, made.data, truth)
 
     for name in islice(names, simulated):
-        yield judged(SIMULATED, name, None)
+        yield frame_of(SIMULATED, name, None)
     for tile in tiles_of(paths, TILES, side=SIDE):
         for name in islice(names, per_tile):
-            yield judged(REAL, name, tile)
+            yield frame_of(REAL, name, tile)
 
 
 def _images_of(subject: Subject) -> set[str]:
@@ -324,7 +325,7 @@ def _images_of(subject: Subject) -> set[str]:
 
 def compare_masks(
     subjects: Sequence[Subject],
-    frames: Iterator[Judged],
+    frames: Iterator[FrameWithTruth],
     *,
     n_bootstrap: int = 400,
     seed: int = 0,

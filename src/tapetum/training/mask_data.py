@@ -1,13 +1,11 @@
-"""Frames with a truth for every pixel: tiles of real frames, contaminated examples, and a pool that renews itself."""
+"""Frames with a truth for every pixel: tiles of real frames, and contaminated examples."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +15,14 @@ from tapetum.images.contaminants import NAMES
 from tapetum.images.fits import expand_sources, image_name, list_images, path_of, read_frame
 from tapetum.images.frame import Bad
 from tapetum.images.normalise import normalise
-from tapetum.pipelines.runner import run_over
 from tapetum.simulate.contaminants import ContaminantSettings, contaminated_frame
-from tapetum.training.datasets import Key, simulated_ids
+from tapetum.training.datasets import Key, seeds_of
 from tapetum.training.mask_recipe import TILE
+from tapetum.training.pool import PooledSource, as_half
 from tapetum.training.split import USED_ROLES, role_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,13 +33,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LEAST_TILE = 128  # side of the smallest image that is worth a tile [pixel]
-LARGEST_HALF = 60_000.0  # float16 ends soon after
 BACKGROUND_BIT = np.uint16(1 << NAMES.index("BG"))
 ALL_BITS = np.uint16((1 << len(NAMES)) - 1)
 
 
 @dataclass(frozen=True)
-class Tile:
+class RealTile:
     """A piece of a real frame.
 
     Attributes
@@ -92,7 +89,7 @@ def files_in(paths: Sequence[Path | str]) -> list[str]:
 
 def tiles_of(
     paths: Sequence[Path | str], most: int, roles: Collection[Role] | None = None, side: int = TILE
-) -> list[Tile]:
+) -> list[RealTile]:
     """Tiles of every image of FITS files, evenly spread, at most so many of an image; what is unusable is left out.
 
     Parameters
@@ -121,7 +118,7 @@ def tiles_of(
     return tiles
 
 
-def _cut(source: str, most: int, side: int) -> Iterator[Tile]:
+def _cut(source: str, most: int, side: int) -> Iterator[RealTile]:
     frame = read_frame(source)
     data = np.where(frame.mask & Bad.NO_DATA, np.float32(np.nan), frame.data)
     n_y, n_x = data.shape
@@ -135,7 +132,7 @@ def _cut(source: str, most: int, side: int) -> Iterator[Tile]:
         except InputError as problem:
             log.warning("%s, tile at row %d, column %d, is left out: %s", source, y, x, problem)
             continue
-        yield Tile(f"{image_name(source)}:{y}:{x}", image_name(path_of(source)), part)
+        yield RealTile(f"{image_name(source)}:{y}:{x}", image_name(path_of(source)), part)
 
 
 def _starts(n: int, side: int) -> list[int]:
@@ -153,7 +150,7 @@ def _require_sky(part: NDArray[np.float32]) -> None:
         raise InputError("half of its pixels have one value: there is no sky noise")
 
 
-def make_example(name: str, base: Tile | None, settings: ContaminantSettings) -> MaskExample:
+def make_example(name: str, base: RealTile | None, settings: ContaminantSettings) -> MaskExample:
     """The example of this name, which seeds every draw.
 
     Parameters
@@ -166,8 +163,9 @@ def make_example(name: str, base: Tile | None, settings: ContaminantSettings) ->
         What is drawn.
     """
     made = draw(name, base, settings)
-    image = np.clip(normalise(made.data).data, -LARGEST_HALF, LARGEST_HALF).astype(np.float16)
-    truth, unknown = bits_of(made)
+    seen = normalise(made.data)
+    image = as_half(seen.data)
+    truth, unknown = bits_of(made, seen.missing)
     trails = np.zeros((0, 0), np.uint8) if role_of(name) == "fit" else _canvas(made.trails, 0)
     return MaskExample(
         name,
@@ -179,22 +177,22 @@ def make_example(name: str, base: Tile | None, settings: ContaminantSettings) ->
     )
 
 
-def draw(name: str, base: Tile | None, settings: ContaminantSettings) -> Contaminated:
+def draw(name: str, base: RealTile | None, settings: ContaminantSettings) -> Contaminated:
     """The frame of an example as it was read out, and its truth; arguments as for `make_example`."""
     return contaminated_frame(
-        np.random.default_rng(_seeds(name)), settings, None if base is None else base.data
+        np.random.default_rng(seeds_of(name)), settings, None if base is None else base.data
     )
 
 
-def bits_of(made: Contaminated) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Truth and unknown of a frame; bit i is class i of `NAMES`, the background included."""
+def bits_of(made: Contaminated, missing: NDArray[np.bool_]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Truth and unknown of a frame; bit i is class i of `NAMES`, the background included.
+
+    Nothing is asked about pixels that are `missing` from the normalised frame, such as those of a blank overscan strip.
+    """
     truth = np.where(made.truth == 0, BACKGROUND_BIT, made.truth)
     unknown = made.ignore | np.where(made.background_unknown, BACKGROUND_BIT, np.uint16(0))
+    unknown[missing] = ALL_BITS
     return truth, unknown
-
-
-def _seeds(name: str) -> list[int]:
-    return [int(part) for part in name.split("-")[1:]]
 
 
 def _canvas(values: NDArray[Any], fill: int | np.uint16) -> NDArray[Any]:
@@ -205,19 +203,12 @@ def _canvas(values: NDArray[Any], fill: int | np.uint16) -> NDArray[Any]:
     return canvas
 
 
-def _maker(settings: ContaminantSettings) -> Callable[[tuple[str, Tile | None]], MaskExample]:
-    return partial(_made, settings)
-
-
-def _made(settings: ContaminantSettings, item: tuple[str, Tile | None]) -> MaskExample:
+def _made(settings: ContaminantSettings, item: tuple[str, RealTile | None]) -> MaskExample:
     return make_example(*item, settings)
 
 
-class MaskSource:
-    """Examples by role; those of role `fit` slide along an endless list, `renew` new ones an epoch.
-
-    Example k of a run depends on the recipe's seed, k and the tiles alone. New ones are made by other processes
-    while the network learns.
+class MaskSource(PooledSource[MaskExample]):
+    """Examples by role; see `PooledSource`.
 
     Parameters
     ----------
@@ -231,96 +222,40 @@ class MaskSource:
         Processes.
     """
 
+    simulation: SimulatedFrames
+
     def __init__(
-        self, simulation: SimulatedFrames, tiles: Sequence[Tile], share: float, jobs: int = 1
+        self, simulation: SimulatedFrames, tiles: Sequence[RealTile], share: float, jobs: int = 1
     ) -> None:
-        self.simulation = simulation
+        super().__init__(simulation, jobs)
         self.share = share
-        self.jobs = jobs
-        self._tiles: dict[Role, list[Tile]] = {}
+        self._tiles: dict[Role, list[RealTile]] = {}
         for tile in tiles:
             self._tiles.setdefault(role_of(tile.image), []).append(tile)
-        self._fixed: dict[Role, list[MaskExample]] = {}
-        self._pool: list[MaskExample] = []
-        self._first = 0  # place of the pool's first example in the list of role `fit`
-        self._stream: Generator[MaskExample] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="frames")
-        self._coming: Future[list[MaskExample]] | None = None
-        self._stopped = False
 
-    def tiles(self, role: Role) -> list[Tile]:
+    def tiles(self, role: Role) -> list[RealTile]:
         """Real tiles of a role."""
         return self._tiles.get(role, [])
 
-    def base_of(self, name: str) -> Tile | None:
+    def base_of(self, name: str) -> RealTile | None:
         """The real tile that an example is made of, if it is made of one: its name decides."""
         tiles = self.tiles(role_of(name))
-        rng = np.random.default_rng([*_seeds(name), 1])
+        rng = np.random.default_rng([*seeds_of(name), 1])
         if not tiles or rng.random() >= self.share:
             return None
         return tiles[int(rng.integers(len(tiles)))]
 
-    def fixed(self, role: Role) -> list[MaskExample]:
-        """All examples of role validation or test."""
-        if role not in self._fixed:
-            count = self.simulation.validation if role == "validation" else self.simulation.test
-            names = islice(simulated_ids(self.simulation.seed, role), count)
-            self._fixed[role] = list(self._make(names, apart=False))
-        return self._fixed[role]
-
-    def pool(self, epoch: int, last: int) -> list[MaskExample]:
-        """The pool of an epoch; the new ones of the next are begun, unless this is the `last`.
-
-        Epochs are asked for one after the other.
-        """
-        size, renew = self.simulation.pool, self.simulation.renew
-        start = epoch * renew
-        if self._stream is None:
-            names = islice(simulated_ids(self.simulation.seed, "fit"), start, last * renew + size)
-            self._stream = self._make(names, apart=True)  # works on while the network learns
-            self._first = start
-        missing = start + size - self._first - len(self._pool)
-        if self._coming is not None:
-            self._pool += self._coming.result()
-        else:
-            self._pool += self._take(missing)
-        self._pool = self._pool[start - self._first :]
-        self._first = start
-        self._coming = self._thread.submit(self._take, renew) if epoch < last and renew else None
-        return self._pool
-
-    def _take(self, count: int) -> list[MaskExample]:
-        taken: list[MaskExample] = []
-        while self._stream is not None and len(taken) < count and not self._stopped:
-            taken.append(next(self._stream))
-        return taken
-
-    def _make(self, names: Iterable[str], *, apart: bool) -> Generator[MaskExample]:
-        items = ((name, self.base_of(name)) for name in names)
-        setup = partial(_maker, self.simulation.simulated())
-        for _, example in run_over(items, setup, self.jobs, apart=apart):
-            yield example
-
     def keys(self, role: Role, epochs: int) -> list[Key]:
         """Every example that a run of so many epochs shows in a role, and every tile it may be made of."""
-        counts = {
-            "fit": self.simulation.pool + (epochs - 1) * self.simulation.renew,
-            "validation": self.simulation.validation,
-            "test": self.simulation.test,
-        }
-        names = islice(simulated_ids(self.simulation.seed, role), counts.get(role, 0))
-        return [
-            *(Key("simulated", 0, name) for name in names),
-            *(Key("frames", _digest(tile.data), tile.name) for tile in self.tiles(role)),
-        ]
+        tiles = [Key("frames", _digest(tile.data), tile.name) for tile in self.tiles(role)]
+        return super().keys(role, epochs) + tiles
 
-    def close(self) -> None:
-        """End the processes."""
-        self._stopped = True
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+    def _item(self, name: str) -> tuple[str, RealTile | None]:
+        return name, self.base_of(name)
+
+    def _maker(self, role: Role) -> Callable[[tuple[str, RealTile | None]], MaskExample]:
+        del role
+        return partial(_made, self.simulation.simulated())
 
 
 def _digest(data: NDArray[np.float32]) -> int:

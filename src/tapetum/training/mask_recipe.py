@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from tapetum.images.contaminants import NAMES
 from tapetum.models.card import FrameContract  # noqa: TC001 - pydantic reads it
 from tapetum.simulate.contaminants import SHARES, ContaminantSettings
-from tapetum.training.recipe import RecipeBase, RecipePart
+from tapetum.training.recipe import RecipeBase, RecipePart, SimulatedPool
 
 TILE = 512  # side of an example [pixel]
 
@@ -23,15 +23,9 @@ class FrameData(RecipePart):
     tiles: int = Field(64, ge=1, description="tiles taken of one image at most")
 
 
-class SimulatedFrames(RecipePart):
+class SimulatedFrames(SimulatedPool):
     """Frames that are simulated wholly, and the contaminants of all."""
 
-    source: Literal["simulation"]
-    seed: int = Field(ge=0)
-    pool: int = Field(ge=1, description="frames of an epoch")
-    renew: int = Field(0, ge=0, description="of which this many are new in each epoch")
-    validation: int = Field(ge=1)
-    test: int = Field(ge=1)
     settings: dict[str, Any] = Field(
         default_factory=dict, description="of `tapetum.simulate.contaminants.ContaminantSettings`"
     )

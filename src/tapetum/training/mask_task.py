@@ -172,7 +172,7 @@ def mask_loss(logits: Tensor, truth: Tensor, unknown: Tensor, settings: MaskLoss
     Returns
     -------
     Tensor, scalar
-        Mean over classes of the mean cross-entropy of their known pixels, plus the soft Dice loss.
+        Mean over classes of the weighted mean cross-entropy of their known pixels, plus the soft Dice loss.
     """
     rows = logits.permute(0, 2, 3, 1).reshape(-1, len(NAMES))  # no copy where memory is channels_last
     target, known = _planes(truth), 1 - _planes(unknown)
@@ -183,8 +183,8 @@ def mask_loss(logits: Tensor, truth: Tensor, unknown: Tensor, settings: MaskLoss
             -rows
         )
     each = (entropy * known).sum(0) / known.sum(0).clamp(min=1)
-    loss = (weight * each).sum() / weight.sum()
-    return loss + settings.dice * _soft_dice(rows, target, known, weight) if settings.dice else loss
+    loss = (weight * each).mean()
+    return loss + settings.dice * _soft_dice(rows, target, known) if settings.dice else loss
 
 
 @cache
@@ -202,10 +202,13 @@ def _per_class(values: dict[str, float], like: Tensor) -> Tensor:
     return torch.tensor([values.get(name, 1.0) for name in NAMES], device=like.device, dtype=like.dtype)
 
 
-def _soft_dice(rows: Tensor, target: Tensor, known: Tensor, weight: Tensor) -> Tensor:
-    """One minus twice the overlap over the sum of sizes (Milletari et al. 2016), of the classes that are there."""
+def _soft_dice(rows: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """One minus twice the overlap over the sum of sizes (Milletari et al. 2016), mean of the classes that are there.
+
+    A share of a class's own pixels, it needs no weight: with one, the rarest classes would drown all others.
+    """
     probability, target = torch.sigmoid(rows) * known, target * known
-    there = weight * (target.sum(0) > 0)
+    there = target.sum(0) > 0
     overlap, sizes = (probability * target).sum(0), probability.sum(0) + target.sum(0)
     dice = 1 - (2 * overlap + 1) / (sizes + 1)
     return (there * dice).sum() / there.sum().clamp(min=1e-6)

@@ -63,6 +63,17 @@ class SimulatedData(RecipePart):
 Data = Annotated[PacketData | SampleData | SimulatedData, Field(discriminator="source")]
 
 
+class SimulatedPool(RecipePart):
+    """Simulated examples: a pool to learn from that renews itself, and fixed ones to be judged by."""
+
+    source: Literal["simulation"]
+    seed: int = Field(ge=0)
+    pool: int = Field(ge=1, description="examples of an epoch")
+    renew: int = Field(0, ge=0, description="of which this many are new in each epoch")
+    validation: int = Field(ge=1)
+    test: int = Field(ge=1)
+
+
 class NetworkSpec(RecipePart):
     """A network of `tapetum.training.networks` and its arguments."""
 

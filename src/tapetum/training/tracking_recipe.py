@@ -8,18 +8,12 @@ from pydantic import Field, model_validator
 
 from tapetum.models.card import FrameContract  # noqa: TC001 (pydantic reads it)
 from tapetum.simulate.tracking import EXTRAS, TrackingSettings
-from tapetum.training.recipe import CalibrationSpec, RecipeBase, RecipePart
+from tapetum.training.recipe import CalibrationSpec, RecipeBase, SimulatedPool
 
 
-class SimulatedTiles(RecipePart):
+class SimulatedTiles(SimulatedPool):
     """Simulated star fields, trailed and not."""
 
-    source: Literal["simulation"]
-    seed: int = Field(ge=0)
-    pool: int = Field(ge=1, description="tiles of an epoch")
-    renew: int = Field(0, ge=0, description="of which this many are new in each epoch")
-    validation: int = Field(ge=1)
-    test: int = Field(ge=1)
     side: int = Field(256, ge=64, le=1024, multiple_of=16, description="of a tile to learn from [pixel]")
     test_side: int = Field(
         256, ge=64, le=2048, multiple_of=16, description="of a tile of validation and test [pixel]"

@@ -63,7 +63,7 @@ class TrackingTask(RecipeTask):
 
     def epoch(self, epoch: int) -> Epoch:
         """Shuffled tiles, each laid down in one of eight ways: images and targets."""
-        tiles = self.source.pool(epoch)
+        tiles = self.source.pool(epoch, self.optimiser.epochs - 1)
         require((tile.name for tile in tiles), frozenset({"fit"}))
         rng = np.random.default_rng([self.seed, epoch])
         return Epoch(max(len(tiles) // self.optimiser.batch, 1), _batches(tiles, self.optimiser.batch, rng))
@@ -95,7 +95,8 @@ class TrackingTask(RecipeTask):
         return describe(self.recipe, onnx, sets, self.keys, today)
 
     def close(self) -> None:
-        """Nothing works in the background."""
+        """End the processes that make tiles."""
+        self.source.close()
 
 
 def _batches(tiles: Sequence[TileExample], size: int, rng: np.random.Generator) -> Iterator[Batch]:

@@ -79,7 +79,7 @@ class Contaminants(nn.Module):
         n_planes: int = 1,
         size: int = 0,
         classes: int = 14,
-        widths: Sequence[int] = (48, 64, 96, 96, 96),
+        widths: Sequence[int] = (48, 64, 96, 128, 128),
         points: int = 16,
         dilations: Sequence[int] = (1, 2),
     ) -> None:
