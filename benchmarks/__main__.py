@@ -9,6 +9,7 @@ from benchmarks import (
     detection,
     ingest,
     kill,
+    lightcurves,
     masks,
     precision,
     remap,
@@ -37,6 +38,7 @@ def main() -> None:
     masks.run()
     precision.run()
     tracking.run()
+    lightcurves.run()
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_the_nouns_of_this_release():
     names = {path[0] for path, _ in leaves()}
-    assert names == {"alerts", "images", "models", "store", "samples", "demo", "doctor"}
+    assert names == {"alerts", "images", "lightcurves", "models", "store", "samples", "demo", "doctor"}
 
 
 @pytest.mark.parametrize("words", [path for path, _ in leaves()], ids=" ".join)

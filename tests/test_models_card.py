@@ -120,7 +120,7 @@ def test_planes_of_the_contract():
         ({"onnx_sha256": "abc"}, "onnx_sha256"),
         ({"flags": {"3": "two bits"}}, "one bit"),
         ({"flags": {str(2**31): "sign"}}, "one bit"),
-        ({"inputs": [IMAGE, IMAGE]}, "at most one image input"),
+        ({"inputs": [IMAGE, IMAGE]}, "at most one input of each kind"),
         ({"inputs": [IMAGE | {"channels": ["science", "science"]}]}, "named twice"),
         (
             {

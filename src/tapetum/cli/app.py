@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tapetum.cli import alerts, demo, doctor, images, models, samples, store
+from tapetum.cli import alerts, demo, doctor, images, lightcurves, models, samples, store
 
 app = typer.Typer(
     name="tapetum",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(images.app, name="images")
+app.add_typer(lightcurves.app, name="lightcurves")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
 app.add_typer(samples.app, name="samples")

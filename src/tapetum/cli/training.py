@@ -21,6 +21,14 @@ FramesOption = Annotated[
     list[Path] | None,
     typer.Option("--frames", help="FITS images of a recipe for frames; may be repeated.", exists=True),
 ]
+TableOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--table",
+        help="Labelled feature tables of a classifier of light curves; may be repeated.",
+        exists=True,
+    ),
+]
 RecipeOption = Annotated[
     str, typer.Option("--recipe", help="Recipe whose rules of truth and simulation are used.")
 ]
@@ -35,13 +43,40 @@ FolderOption = Annotated[Path, typer.Option("--out", "-o", help="Folder of the m
 
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or the path of a recipe.toml.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a recipe, the path of a recipe.toml, or variables-CLASS for a class of variable."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the model; default: its name, here.")
     ] = None,
     alerts: AlertsOption = None,
     frames: FramesOption = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the number in the recipe.")] = None,
+    table: TableOption = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(help="Of a classifier variables-CLASS: dnn (network) or xgb (boosted trees)."),
+    ] = None,
+    period: Annotated[
+        str | None,
+        typer.Option("--period-suffix", help="Algorithm of the period, at the end of periodic columns."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="TOML list of features, instead of the described ones.", exists=True),
+    ] = None,
+    skip_cv: Annotated[
+        bool,
+        typer.Option(
+            "--skip-cv", help="Take the numbers of boosted trees from the recipe, without a search."
+        ),
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Instead of the number in the recipe; of trees, their largest number."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     without: WithoutOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the model, instead of the recipe's.")] = None,
@@ -56,18 +91,23 @@ def train(
     Example: tapetum models train realbogus --alerts night.tar.gz -o my-realbogus
     """
     from datetime import UTC, datetime
+    from functools import partial
 
     from tapetum.core.settings import write_settings
-    from tapetum.training.recipe import load_any_recipe
     from tapetum.training.run import files_for, free_version
     from tapetum.training.run import train as make
+    from tapetum.training.variables_recipe import any_recipe
 
     settings = settings_of(context)
-    plan = load_any_recipe(recipe, epochs, model_name=name, version=version)
-    files = files_for(plan, {"--alerts": alerts or [], "--frames": frames or []})
+    planned = partial(
+        any_recipe, recipe, epochs, model_name=name, algorithm=algorithm, period_suffix=period, features=features,
+        skip_cv=skip_cv,
+    )  # fmt: skip
+    plan = planned(version=version)
+    files = files_for(plan, {"--alerts": alerts or [], "--frames": frames or [], "--table": table or []})
     out = out or Path(plan.name)
     if version is None:
-        plan = load_any_recipe(recipe, epochs, model_name=name, version=free_version(plan, out))
+        plan = planned(version=free_version(plan, out))
     with progress_bar(f"training {plan.name}") as progress:
         trained = make(
             plan,
@@ -87,6 +127,10 @@ def train(
         "verb": "models train",
         "recipe": recipe,
         plan.FILES[1].lstrip("-"): [str(path) for path in files],
+        "algorithm": algorithm,
+        "period_suffix": period,
+        "features": str(features) if features else None,
+        "skip_cv": skip_cv,
         "epochs": plan.optimiser.epochs,
         "device": device,
         "without": list(without or ()),

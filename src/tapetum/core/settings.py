@@ -95,6 +95,19 @@ class ArchiveSettings(_Section):
     downloads: int = Field(4, ge=1, le=32, description="Files fetched at the same time.")
 
 
+class KowalskiSettings(_Section):
+    """The Kowalski server that light curves and stored features are fetched from."""
+
+    url: str | None = Field(
+        None, description="Address of the server, for instance https://kowalski.example.org."
+    )
+    user: str | None = Field(None, description="Who asks.")
+    password: SecretStr | None = Field(None, description="Password of that user; better in the environment.")
+    token: SecretStr | None = Field(None, description="Sent instead of user and password.")
+    seconds: float = Field(300.0, gt=0, description="Longest time the server may work on one question [s].")
+    threads: int = Field(4, ge=1, le=64, description="Questions asked at the same time.")
+
+
 class Settings(BaseSettings):
     """Every knob, typed."""
 
@@ -108,6 +121,7 @@ class Settings(BaseSettings):
     alerts: AlertSettings = AlertSettings()
     archives: ArchiveSettings = ArchiveSettings()
     cluster: ClusterSettings = ClusterSettings()
+    kowalski: KowalskiSettings = KowalskiSettings()
     store: StoreSettings = StoreSettings()
 
 

@@ -160,7 +160,148 @@ class FrameContract(_Part):
         return self
 
 
-InputContract = Annotated[ImageContract | FeatureContract | FrameContract, Field(discriminator="kind")]
+class StoredArray(_Part):
+    """A float32 array inside the card: little-endian bytes, deflated, base64."""
+
+    shape: tuple[int, ...]
+    data: str
+
+    @classmethod
+    def pack(cls, values: NDArray[Any]) -> Self:
+        """Pack `values` as float32."""
+        raw = np.ascontiguousarray(values, dtype="<f4").tobytes()
+        return cls(shape=tuple(values.shape), data=base64.b64encode(zlib.compress(raw, 9)).decode())
+
+    def unpack(self) -> NDArray[np.float32]:
+        """The array.
+
+        Raises
+        ------
+        ModelError
+            The text is not base64 of deflated data of this shape.
+        """
+        n_bytes = 4 * int(np.prod(self.shape, dtype=np.int64))
+        try:
+            if n_bytes > STORED_ARRAY_BYTES:
+                raise ValueError(f"{n_bytes} bytes is more than the {STORED_ARRAY_BYTES} allowed")
+            raw = zlib.decompressobj().decompress(base64.b64decode(self.data, validate=True), n_bytes + 1)
+            if len(raw) != n_bytes:
+                raise ValueError(f"{len(raw)} bytes where the shape {self.shape} needs {n_bytes}")
+        except (ValueError, zlib.error, binascii.Error) as problem:
+            raise ModelError(f"an array of the model card cannot be read: {problem}") from None
+        return np.frombuffer(raw, dtype="<f4").reshape(self.shape).astype(np.float32)
+
+
+class TableFeature(_Part):
+    """One column of a feature table: its type, and what is frozen of the training part for it."""
+
+    name: str = Field(min_length=1, description="the column, without the name of the period's algorithm")
+    include: bool = Field(default=True, description="false: in the list, but the network does not see it")
+    dtype: Literal["float32", "float64", "int64"] = Field(
+        default="float64",
+        description="numbers are this before they are scaled: float32 rounds, int64 refuses fractions",
+    )
+    periodic: bool = Field(
+        default=False, description="the column's name ends in `_` and the period's algorithm"
+    )
+    missing: Literal["drop", "zero", "median", "regress", "keep"] = Field(
+        default="drop",
+        description="what becomes of a missing value; drop: the row is not scored, keep: the network takes NaN",
+    )
+    median: float | None = Field(default=None, description="of the training part, for median and regress")
+    centre: float | None = Field(
+        default=None, description="minimum or median of the training part; null: not scaled"
+    )
+    width: float | None = Field(
+        default=None, gt=0, description="maximum minus minimum, or standard deviation, of the training part"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.centre is None) != (self.width is None):
+            raise ValueError(f"{self.name}: `centre` and `width` belong together")
+        if self.missing in ("median", "regress") and self.median is None:
+            raise ValueError(
+                f"{self.name}: a missing value becomes the {self.missing}, but there is no `median`"
+            )
+        return self
+
+
+class TableContract(_Part):
+    """How a row of a feature table becomes one input of the network, shape (n, n_included), float32.
+
+    Missing values are replaced by what the training part says, never by what else is in the same table; then
+    ``(value - centre) / width``, kept within +-`limit`.
+    """
+
+    kind: Literal["table"] = "table"
+    name: str = Field(description="name of the ONNX input")
+    features: tuple[TableFeature, ...] = Field(min_length=1, description="in the order of the input")
+    period_suffix: str = Field(
+        default="",
+        description="algorithm of the period that the periodic features are folded with, such as LS",
+    )
+    scaling: Literal["none", "min_max", "median_std"] = Field(
+        default="none", description="what `centre` and `width` of each feature are"
+    )
+    limit: float = Field(
+        default=FLOAT32_MAX, gt=0, le=FLOAT32_MAX, description="scaled values stay within +-limit"
+    )
+    donors: StoredArray | None = Field(
+        default=None,
+        description="rows of the training part, columns the features to regress, NaN where missing: the mean of the "
+        "nearest five replaces a missing value",
+    )
+
+    @property
+    def included(self) -> tuple[TableFeature, ...]:
+        """Features that the network sees, in its order."""
+        return tuple(feature for feature in self.features if feature.include)
+
+    def column(self, feature: TableFeature) -> str:
+        """Name of a feature's column."""
+        return f"{feature.name}_{self.period_suffix}" if feature.periodic else feature.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
+            raise ValueError("a feature is named twice")
+        if not self.included:
+            raise ValueError("no feature is included")
+        if any(feature.periodic for feature in self.included) and not self.period_suffix:
+            raise ValueError("periodic features need a `period_suffix`")
+        if self.scaling == "none" and any(feature.centre is not None for feature in self.included):
+            raise ValueError("features have a `centre`, but `scaling` is none")
+        regressed = sum(feature.missing == "regress" for feature in self.included)
+        if regressed and (self.donors is None or self.donors.shape[1:] != (regressed,)):
+            raise ValueError(f"{regressed} regressed features need `donors` of as many columns")
+        return self
+
+
+class DmdtContract(_Part):
+    """How the histogram of pairs of a light curve becomes an image input of the network, float32.
+
+    The table's column is a list of rows of equal length (magnitude differences), or the rows one after the other,
+    already divided by its Frobenius norm (`tapetum.lightcurves.dmdt`).
+    """
+
+    kind: Literal["dmdt"] = "dmdt"
+    name: str = Field(description="name of the ONNX input")
+    column: str = Field(default="dmdt", description="of the feature table")
+    shape: tuple[int, int] = Field(default=(26, 26), description="magnitude differences, time differences")
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+    @property
+    def planes(self) -> tuple[int, int, int]:
+        """Shape of the input without the axis of rows."""
+        return (1, *self.shape) if self.layout == "nchw" else (*self.shape, 1)
+
+
+InputContract = Annotated[
+    ImageContract | FeatureContract | FrameContract | TableContract | DmdtContract,
+    Field(discriminator="kind"),
+]
 
 
 class Output(_Part):
@@ -310,38 +451,6 @@ class Training(_Part):
     recipe: dict[str, JsonValue] = Field(default_factory=dict, description="settings of the training run")
 
 
-class StoredArray(_Part):
-    """A float32 array inside the card: little-endian bytes, deflated, base64."""
-
-    shape: tuple[int, ...]
-    data: str
-
-    @classmethod
-    def pack(cls, values: NDArray[Any]) -> Self:
-        """Pack `values` as float32."""
-        raw = np.ascontiguousarray(values, dtype="<f4").tobytes()
-        return cls(shape=tuple(values.shape), data=base64.b64encode(zlib.compress(raw, 9)).decode())
-
-    def unpack(self) -> NDArray[np.float32]:
-        """The array.
-
-        Raises
-        ------
-        ModelError
-            The text is not base64 of deflated data of this shape.
-        """
-        n_bytes = 4 * int(np.prod(self.shape, dtype=np.int64))
-        try:
-            if n_bytes > STORED_ARRAY_BYTES:
-                raise ValueError(f"{n_bytes} bytes is more than the {STORED_ARRAY_BYTES} allowed")
-            raw = zlib.decompressobj().decompress(base64.b64decode(self.data, validate=True), n_bytes + 1)
-            if len(raw) != n_bytes:
-                raise ValueError(f"{len(raw)} bytes where the shape {self.shape} needs {n_bytes}")
-        except (ValueError, zlib.error, binascii.Error) as problem:
-            raise ModelError(f"an array of the model card cannot be read: {problem}") from None
-        return np.frombuffer(raw, dtype="<f4").reshape(self.shape).astype(np.float32)
-
-
 class SyntheticStamps(_Part):
     """Stamps made by `tapetum.models.golden.synthetic_stamps` from these numbers, the same everywhere."""
 
@@ -368,6 +477,14 @@ class SyntheticFrames(_Part):
     size: int = Field(ge=32, le=1024)
 
 
+class SyntheticDmdt(_Part):
+    """Histograms made by `tapetum.models.golden.synthetic_dmdt` from these numbers, the same everywhere."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = Field(ge=0, le=2**20)
+    count: int = Field(ge=1, le=64)
+
+
 class Golden(_Part):
     """Raw inputs and the outputs they must give, through preparation and network; checked at every load."""
 
@@ -376,6 +493,11 @@ class Golden(_Part):
         default=None, description="one row per vector, in the order of the contract"
     )
     frames: SyntheticFrames | None = None
+    table: tuple[tuple[float | None, ...], ...] | None = Field(
+        default=None,
+        description="one row per vector: the included features of a table as they are in it, null where missing",
+    )
+    dmdt: SyntheticDmdt | None = None
     outputs: tuple[tuple[float, ...], ...] = Field(
         min_length=1,
         description="one row per vector: the columns of the first output, their mean over the pixels of a map",
@@ -396,6 +518,12 @@ class CardBody(_Part):
     version: Version
     title: str
     finder: str = Field(default="realbogus", description="the finder that runs it")
+    algorithm: str = Field(
+        default="",
+        pattern=r"^[a-z0-9]*$",
+        max_length=16,
+        description="short name of what it is, such as dnn or xgb: the end of the columns of a classification",
+    )
     licence: str
     authors: tuple[str, ...]
     source: Source
@@ -438,13 +566,27 @@ class CardBody(_Part):
         """Contract of the frame input, if the network has one."""
         return next((entry for entry in self.inputs if isinstance(entry, FrameContract)), None)
 
+    @property
+    def table(self) -> TableContract | None:
+        """Contract of the input that is a row of a feature table, if the network has one."""
+        return next((entry for entry in self.inputs if isinstance(entry, TableContract)), None)
+
+    @property
+    def dmdt(self) -> DmdtContract | None:
+        """Contract of the input that is a histogram of pairs, if the network has one."""
+        return next((entry for entry in self.inputs if isinstance(entry, DmdtContract)), None)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kinds = [entry.kind for entry in self.inputs]
         if len(set(kinds)) != len(kinds):
-            raise ValueError("at most one image input and one feature input")
+            raise ValueError("at most one input of each kind")
         if self.frame is not None and len(self.inputs) != 1:
             raise ValueError("a network that takes frames takes nothing else")
+        if not set(kinds) <= {"table", "dmdt"} and set(kinds) & {"table", "dmdt"}:
+            raise ValueError(
+                "a network that takes rows of a table takes no stamps, fields of packets or frames"
+            )
         if self.frame is None and any(output.per == "pixel" for output in self.outputs):
             raise ValueError("only a network that takes frames answers for each pixel")
         _check_classes(self.classes, self.outputs[0].columns)
@@ -485,7 +627,13 @@ def _check_classes(classes: tuple[ClassSpec, ...], columns: tuple[str, ...]) -> 
 
 
 def _check_golden(golden: Golden, body: CardBody) -> None:
-    pairs = ((golden.stamps, body.images), (golden.features, body.features), (golden.frames, body.frame))
+    pairs = (
+        (golden.stamps, body.images),
+        (golden.features, body.features),
+        (golden.frames, body.frame),
+        (golden.table, body.table),
+        (golden.dmdt, body.dmdt),
+    )
     if any((given is None) != (contract is None) for given, contract in pairs):
         raise ValueError("golden vectors must have exactly the inputs of the network")
     n_vectors, n_columns = len(golden.outputs), len(body.outputs[0].columns)
@@ -499,6 +647,7 @@ def _check_golden(golden: Golden, body: CardBody) -> None:
         widths = {len(row) for row in golden.features}
         if len(golden.features) != n_vectors or widths != {len(body.features.features)}:
             raise ValueError("golden features must have one row per output and one number per feature")
+    _check_golden_rows(golden, body)
     if golden.projections is not None:
         if body.outputs[0].per != "pixel":
             raise ValueError("only maps have golden projections")
@@ -506,6 +655,18 @@ def _check_golden(golden: Golden, body: CardBody) -> None:
             raise ValueError("golden projections must have the shape of the golden outputs")
     if golden.frames is not None and body.frame is not None:
         _check_frames(golden.frames, body.frame, n_vectors)
+
+
+def _check_golden_rows(golden: Golden, body: CardBody) -> None:
+    n_vectors = len(golden.outputs)
+    if golden.table is not None and body.table is not None:
+        widths = {len(row) for row in golden.table}
+        if len(golden.table) != n_vectors or widths != {len(body.table.included)}:
+            raise ValueError(
+                "a golden table must have one row per output and one number per included feature"
+            )
+    if golden.dmdt is not None and golden.dmdt.count != n_vectors:
+        raise ValueError("as many golden histograms as outputs are needed")
 
 
 def _check_frames(frames: SyntheticFrames, contract: FrameContract, n_vectors: int) -> None:

@@ -15,6 +15,7 @@ class InputFlag(IntFlag):
     DEGENERATE_STAMP = 16  # a stamp has no value at all, or one value everywhere: not scored
     WRONG_SIZE = 32  # a stamp is larger than the network takes: not scored
     BAD_OUTPUT = 64  # the network gave something that is not a finite number: not scored
+    IMPUTED = 128  # a missing feature was replaced by what the training data say: scored
 
 
 UNSCORED = (

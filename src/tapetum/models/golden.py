@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tapetum.core.errors import ModelError
+from tapetum.core.errors import InputError, ModelError
 from tapetum.models.card import StoredStamps, SyntheticStamps
 from tapetum.models.inputs import prepare_images
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tapetum.models.card import CardBody, SyntheticFrames
+    from tapetum.models.card import CardBody, SyntheticDmdt, SyntheticFrames
 
 SCENES = 6  # kinds of synthetic stamps, in turn
 PROJECTION_SEED = 20265  # of the weights of `golden_projections`
@@ -121,6 +121,15 @@ def _ribbon(size: int, offset: float, slope: float, width: float) -> NDArray[np.
     return np.asarray(1.0 / ((1.0 + square) * (1.0 + square) * (1.0 + square)))
 
 
+def synthetic_dmdt(recipe: SyntheticDmdt, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Make the histograms of a recipe: a few bins hold most pairs, norm 1, shape (count, *shape)."""
+    n_bins = shape[0] * shape[1]
+    values = uniforms(recipe.seed, 0, recipe.count * n_bins).reshape(recipe.count, n_bins)
+    values = values * values * values * values
+    values /= np.sqrt((values * values).sum(axis=1, keepdims=True))
+    return values.reshape(recipe.count, *shape).astype(np.float32)
+
+
 def golden_inputs(card: CardBody) -> dict[str, NDArray[np.float32]]:
     """The card's golden vectors, prepared as its contract says, by name of the ONNX input.
 
@@ -146,6 +155,17 @@ def golden_inputs(card: CardBody) -> dict[str, NDArray[np.float32]]:
         prepared[card.frame.name] = synthetic_frames(golden.frames)
     if card.features is not None and golden.features is not None:
         prepared[card.features.name] = np.array(golden.features, dtype=np.float32)
+    if card.table is not None and golden.table is not None:
+        from tapetum.models.tables import prepare_values  # needs numba, which no other kind of network does
+
+        values = np.array(golden.table, dtype=np.float64)  # None becomes NaN
+        try:
+            prepared[card.table.name] = prepare_values(values, card.table).values
+        except InputError as problem:
+            raise ModelError(f"{card.name} {card.version}: golden table: {problem}") from None
+    if card.dmdt is not None and golden.dmdt is not None:
+        images = synthetic_dmdt(golden.dmdt, card.dmdt.shape)
+        prepared[card.dmdt.name] = images.reshape(-1, *card.dmdt.planes)
     return prepared
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tapetum.core.errors import ModelError
 from tapetum.models._ort import frame_memory, ort, ort_errors
 from tapetum.models.calibration import calibrate
-from tapetum.models.card import FeatureContract, FrameContract, load_card
+from tapetum.models.card import DmdtContract, FeatureContract, FrameContract, TableContract, load_card
 from tapetum.models.golden import check_golden
 from tapetum.models.registry import find_model
 from tapetum.models.tiles import CORE_INPUT, CORE_MULTIPLE
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tapetum.models.card import CardBody, ImageContract, ModelCard, Output
+    from tapetum.models.card import CardBody, InputContract, ModelCard, Output
 
 log = logging.getLogger(__name__)
 Runtime = Literal["onnxruntime", "openvino"]
@@ -345,9 +345,13 @@ class Model:
         return calibrate(score, self.card.calibration, scores_are_logits=logits)
 
 
-def _shape(entry: ImageContract | FeatureContract | FrameContract) -> tuple[Any, ...]:
+def _shape(entry: InputContract) -> tuple[Any, ...]:
     if isinstance(entry, FeatureContract):
         return (len(entry.features),)
+    if isinstance(entry, TableContract):
+        return (len(entry.included),)
+    if isinstance(entry, DmdtContract):
+        return entry.planes
     if isinstance(entry, FrameContract):
         return (1, entry.side, entry.side)
     plane = (entry.size, entry.size)

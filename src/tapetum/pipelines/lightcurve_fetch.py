@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tapetum import __version__
-from tapetum.core.errors import InputError
 from tapetum.core.progress import Progress, no_progress
 from tapetum.core.settings import without_password
 from tapetum.core.threads import in_threads
@@ -28,6 +25,7 @@ from tapetum.lightcurves.curves import KEY
 from tapetum.lightcurves.formats.opening import open_curves, write_curves
 from tapetum.lightcurves.impute import Imputer, Strategy, described_strategies
 from tapetum.lightcurves.remote import DMDT
+from tapetum.pipelines.lightcurve_parts import common_schema, conform, folder_of_parts, parts_folder
 from tapetum.pipelines.outputs import STDOUT, fingerprint, finished_run, record_settings
 from tapetum.report.tables import table_format, write_table
 
@@ -198,30 +196,13 @@ def fetch(
     """
     plan.check(output)
     server.login()
-    with _folder_of_parts(output, plan.made_from(server)) as folder:
+    with folder_of_parts(output, plan.made_from(server)) as folder:
         problems, n_reused = _fetch_parts(plan, server, folder, threads, now, progress)
         there = [(batch, path) for batch, path in _numbered(plan, folder) if path.exists()]
         report = _written(plan, server, there, output, tuple(problems), imputation, n_reused)
     if output != STDOUT and not problems:
         shutil.rmtree(parts_folder(output), ignore_errors=True)
     return report
-
-
-def parts_folder(output: str) -> Path:
-    """Where finished batches wait for the others."""
-    return Path(f"{output}.parts")
-
-
-@contextmanager
-def _folder_of_parts(output: str, made_from: str) -> Iterator[Path]:
-    if output == STDOUT:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
-        return
-    # of this plan: a part of another one would be something else
-    folder = parts_folder(output) / made_from[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
 
 
 def _numbered(plan: Plan, folder: Path) -> list[tuple[Batch, Path]]:
@@ -335,12 +316,7 @@ def _write_joined(
 
 def _common_schema(paths: Sequence[Path], imputer: Imputer | None) -> pa.Schema:
     """Columns of all parts; where one has whole numbers and another has not, none has."""
-    try:
-        joint = pa.unify_schemas(
-            [pq.read_schema(path).remove_metadata() for path in paths], promote_options="permissive"
-        )
-    except (pa.ArrowException, TypeError) as problem:
-        raise InputError(f"the answers to different batches do not fit together: {problem}") from None
+    joint = common_schema(paths)
     fields = []
     for column in joint:
         rule = imputer.strategies.get(column.name) if imputer else None
@@ -356,23 +332,12 @@ def _rows(
 ) -> Iterator[pa.RecordBatch]:
     """One part after the other, with all columns; `dropped` learns how many rows are left out of each."""
     for path in paths:
-        table = _conform(pq.read_table(path), schema)
+        table = conform(pq.read_table(path), schema)
         if imputer is not None:
             before = table.num_rows
-            table = _conform(imputer.apply(table).table, schema)
+            table = conform(imputer.apply(table).table, schema)
             dropped.append(before - table.num_rows)
         yield from table.combine_chunks().to_batches()
-
-
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of `schema`; null where it has none."""
-    arrays = [
-        table[column.name].cast(column.type)
-        if column.name in table.column_names
-        else pa.nulls(table.num_rows, column.type)
-        for column in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _imputer(paths: Sequence[Path], imputation: Imputation | None) -> Imputer | None:
@@ -384,7 +349,7 @@ def _imputer(paths: Sequence[Path], imputation: Imputation | None) -> Imputer | 
         for column in schema
         if column.name != KEY and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
     ]
-    parts = [_conform(pq.read_table(path), pa.schema(numbers)) for path in paths]
+    parts = [conform(pq.read_table(path), pa.schema(numbers)) for path in paths]
     table = pa.concat_tables(parts)
     known = [name for name in table.column_names if table[name].null_count < table.num_rows]
     return Imputer.fit(table, imputation.strategies(known))

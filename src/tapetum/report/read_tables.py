@@ -4,34 +4,75 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tapetum.core.errors import FormatError, InputError
-from tapetum.report.tables import HDF5_LISTS, HDF5_TABLE, about_column, sidecar_of, table_format
+from tapetum.core.errors import FormatError, InputError, LimitError, UsageError
+from tapetum.report.tables import (
+    HDF5_LISTS,
+    HDF5_TABLE,
+    TABLE_FORMATS,
+    about_column,
+    sidecar_of,
+    table_format,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
     from astropy.table import Table
 
 ASTROPY = {"ecsv": "ascii.ecsv", "votable": "votable", "fits": "fits", "hdf5": "hdf5"}  # its names of formats
+READABLE = {**TABLE_FORMATS, ".fit": "fits", ".votable": "votable"}
+"""Suffix -> format of what is read; all but Parquet and HDF5 may be gzipped (``.csv.gz``)."""
+LARGEST_FILE = 4 * 2**30  # bytes of a file that is read as a whole by astropy
+# what astropy's readers raise when a file is not what they thought
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zlib.error)
+_STRUCTURE = (
+    "XTENSION", "BITPIX", "NAXIS", "PCOUNT", "GCOUNT", "TFIELDS", "EXTNAME", "CHECKSUM", "DATASUM", "THEAP", "HISTORY",
+    "COMMENT", "comments",
+)  # fmt: skip
+_COLUMN_KEYS = (
+    "TTYPE", "TFORM", "TUNIT", "TNULL", "TDISP", "TDIM", "TSCAL", "TZERO", "TCOMM", "NAXIS", "TBCOL",
+)  # fmt: skip
+_CARD = 72  # letters of a HISTORY line of a FITS header; longer ones are folded
 
 
-def read_table(path: str | Path) -> pa.Table:
+def readable_format(path: str | Path) -> str:
+    """The format that the suffix of a file says, without that of gzip.
+
+    Raises
+    ------
+    UsageError
+        Unknown suffix.
+    """
+    place = Path(path)
+    suffix = place.suffix.lower()
+    if suffix == ".gz":
+        kind = READABLE.get(place.with_suffix("").suffix.lower(), "")
+        if kind in ("", "parquet", "hdf5"):
+            raise UsageError(f"{path}: unknown table suffix {''.join(place.suffixes[-2:])!r}")
+        return kind
+    return READABLE[suffix] if suffix in READABLE else table_format(str(path))
+
+
+def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table that `write_table` wrote, or another one of the same formats.
 
     Parameters
     ----------
     path
-        Its suffix says the format. Of an HDF5 file without our table, the one table at its root is taken.
+        Its suffix says the format (`READABLE`). Of an HDF5 file without our table, the one table at its root is taken.
+    columns
+        Only those of these that it has, in this order; None: all.
 
     Returns
     -------
     pyarrow.Table
-        Words about the table in the metadata of its schema (`words_of`), units and descriptions in those of its
-        columns. What CSV, FITS or VOTable cannot say comes back as well as it can.
+        Words about the table in the metadata of its schema (`words_of`; JSON where they are not text), units and
+        descriptions in those of its columns. What CSV, FITS or VOTable cannot say comes back as well as it can.
 
     Raises
     ------
@@ -39,22 +80,53 @@ def read_table(path: str | Path) -> pa.Table:
         The file is not there or cannot be read.
     FormatError
         It is not what its suffix says.
+    LimitError
+        It is too large to be read as a whole.
     UsageError
         Unknown suffix.
     """
-    import pyarrow as pa
-
     place = Path(path)
-    kind = table_format(str(path))
+    kind = readable_format(path)
     if not place.is_file():
         raise InputError(f"{path}: no such file")
+    if kind in ASTROPY and place.stat().st_size > LARGEST_FILE:
+        raise LimitError(
+            f"{path}: larger than {LARGEST_FILE >> 30} GiB; convert it to Parquet, which is read in pieces"
+        )
     try:
-        return _READERS.get(kind, _read_through_astropy)(place)
-    except (pa.ArrowException, ValueError, TypeError, KeyError, IndexError, OSError) as problem:
+        table = _read(place, kind, columns)
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read: {problem.strerror}") from None
+    except FormatError as problem:
+        raise FormatError(f"{path}: {problem}") from None
+    if columns is None:
+        return table
+    return table.select([name for name in columns if name in table.column_names])
+
+
+def _read(path: Path, kind: str, columns: Sequence[str] | None) -> pa.Table:
+    import pyarrow as pa
+
+    damage: tuple[type[BaseException], ...] = (pa.ArrowException, *_DAMAGE)
+    if kind in ASTROPY:
+        from astropy.io.fits import VerifyError
+        from astropy.io.registry import IORegistryError
+
+        damage = (*damage, VerifyError, IORegistryError)
+    try:
+        if kind == "parquet":
+            return _read_parquet(path, columns)
+        return _read_csv(path) if kind == "csv" else _read_through_astropy(path, kind)
+    except FormatError:
+        raise
+    except damage as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
-            raise InputError(f"{path}: cannot be read: {problem.strerror}") from None
-        reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
-        raise FormatError(f"{path}: not a {kind} table: {reason}") from None
+            raise
+        raise FormatError(f"not a {kind} table: {_first_line(problem)}") from None
+
+
+def _first_line(problem: BaseException) -> str:
+    return str(problem).strip().partition("\n")[0] or type(problem).__name__
 
 
 def words_of(table: pa.Table) -> dict[str, str]:
@@ -67,10 +139,12 @@ def units_of(table: pa.Table) -> dict[str, str]:
     return {name: unit for name in table.column_names if (unit := about_column(table, name).get("unit"))}
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
     import pyarrow.parquet as pq
 
-    return pq.read_table(path)
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        return file.read(None if columns is None else [name for name in columns if name in names])
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -116,15 +190,65 @@ def _as_words(meta: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _read_through_astropy(path: Path) -> pa.Table:
+def _read_through_astropy(path: Path, kind: str) -> pa.Table:
     from astropy.table import Table
 
-    kind = table_format(str(path))
-    options = {"path": HDF5_TABLE} if kind == "hdf5" and _has_our_table(path) else {}
+    options: dict[str, Any] = {}
+    if kind == "hdf5":
+        options = {"character_as_bytes": False}
+        options |= {"path": HDF5_TABLE} if _has_our_table(path) else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of units that astropy does not know; they stay as they are
-        table = from_astropy(Table.read(path, format=ASTROPY[kind], **options))
+        warnings.simplefilter("ignore")  # odd units and old VOTable versions are no reason to stop
+        found = Table.read(path, format=ASTROPY[kind], **options)
+        words = _words(found.meta, kind) | _extra_words(path, kind)
+    found.meta.clear()
+    table = from_astropy(found)
+    table = table.replace_schema_metadata(_as_words(words))
     return _with_lists(table, path) if kind == "hdf5" else table
+
+
+def _words(meta: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What is said of a table, without what only says how a FITS file is built."""
+    if kind not in ("fits", "ecsv"):
+        return {str(key): value for key, value in meta.items()}
+    if kind == "ecsv":
+        return {str(key): value for key, value in meta.items() if key != "comments"}
+    return {
+        str(key): value
+        for key, value in meta.items()
+        if key not in _STRUCTURE and not str(key).startswith(_COLUMN_KEYS)
+    }
+
+
+def _extra_words(path: Path, kind: str) -> dict[str, Any]:
+    """Words that astropy's reader leaves behind: INFO elements of a VOTable, long keywords of a FITS header."""
+    if kind == "votable":
+        from astropy.io.votable import parse
+
+        return {
+            info.name: info.value for part in parse(str(path)).resources for info in part.infos if info.value
+        }
+    if kind == "fits":
+        from astropy.io import fits
+
+        with fits.open(path) as parts:
+            header = next(
+                (part.header for part in parts if isinstance(part, fits.BinTableHDU)), fits.Header()
+            )
+        lines = [str(line).partition(" = ") for line in _history(header)]
+        return {key: value for key, equals, value in lines if equals and " " not in key}
+    return {}
+
+
+def _history(header: Any) -> list[str]:
+    """The lines of HISTORY; one that the header had to fold is put together again."""
+    lines: list[str] = []
+    for line in header.get("HISTORY", []):
+        if lines and len(lines[-1]) % _CARD == 0 and lines[-1] and " = " not in line:
+            lines[-1] += line
+        else:
+            lines.append(line)
+    return lines
 
 
 def _has_our_table(path: Path) -> bool:
@@ -148,29 +272,65 @@ def from_astropy(table: Table) -> pa.Table:
 
 
 def _array(column: Any) -> pa.Array:
-    """A column, its vectors as lists of one length."""
+    """A column; vectors become lists of one length, arrays of different lengths become lists."""
     import numpy as np
     import pyarrow as pa
 
     mask = getattr(column, "mask", None)
     missing = None if mask is None else np.broadcast_to(np.asarray(mask), column.shape)
-    plain = np.asarray(column)
+    plain = np.asarray(getattr(column, "value", column))
     if plain.ndim > 1:
-        flat = pa.array(plain.astype(plain.dtype.newbyteorder("=")).ravel())
-        for size in reversed(plain.shape[1:]):
-            flat = pa.FixedSizeListArray.from_arrays(flat, size)
-        if missing is None or not missing.any():
-            return flat
-        gone = np.atleast_1d(missing.reshape(len(plain), -1).all(axis=1))
-        return pa.array(
-            [None if hidden else item for item, hidden in zip(flat.to_pylist(), gone, strict=True)], flat.type
-        )
+        return _vectors(plain, missing)
     if plain.dtype.kind == "S":
-        plain = np.char.decode(plain, "utf-8")
-    if plain.dtype.kind in "UO":
-        words = [None if item is None else str(item) for item in plain.tolist()]
-        return pa.array(words, pa.string(), mask=missing)
+        plain = np.char.decode(plain, "utf-8", "replace")
+    if plain.dtype.kind == "O":
+        return _of_objects(str(column.info.name), plain, missing)
+    if plain.dtype.kind == "U":
+        return pa.array(plain.tolist(), pa.string(), mask=missing)
     return pa.array(plain.astype(plain.dtype.newbyteorder("=")), mask=missing)
+
+
+def _vectors(plain: Any, missing: Any) -> pa.Array:
+    """Rows of one length; numbers that are missing are NaN where they can be, else the whole row is missing."""
+    import numpy as np
+    import pyarrow as pa
+
+    plain = plain.astype(plain.dtype.newbyteorder("="))
+    hidden = missing is not None and missing.any()
+    if hidden and plain.dtype.kind == "f":
+        plain, hidden = np.where(missing, np.nan, plain).astype(plain.dtype), False
+    flat = pa.array(plain.ravel())
+    for size in reversed(plain.shape[1:]):
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    if not hidden:
+        return flat
+    gone = np.atleast_1d(missing.reshape(len(plain), -1).all(axis=1))
+    rows = [None if absent else item for item, absent in zip(flat.to_pylist(), gone, strict=True)]
+    return pa.array(rows, flat.type)
+
+
+def _of_objects(name: str, plain: Any, missing: Any) -> pa.Array:
+    """Texts, or arrays of different lengths."""
+    import numpy as np
+    import pyarrow as pa
+
+    absent = np.zeros(len(plain), np.bool_) if missing is None else missing
+    items = [
+        None if gone or item is None or item is np.ma.masked else item
+        for item, gone in zip(plain, absent, strict=True)
+    ]
+    if all(item is None or isinstance(item, str | bytes) for item in items):
+        return pa.array(
+            [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in items],
+            pa.string(),
+        )
+    try:
+        lists = [
+            None if item is None else np.ma.filled(np.ma.asarray(item, np.float64), np.nan) for item in items
+        ]
+        return pa.array(lists)
+    except (ValueError, TypeError, pa.ArrowException):
+        raise FormatError(f"column {name} holds neither numbers nor text") from None
 
 
 def _with_lists(table: pa.Table, path: Path) -> pa.Table:
@@ -196,6 +356,3 @@ def _read_lists(group: Any) -> pa.Array:
     values = _read_lists(inner) if hasattr(inner, "keys") else pa.array(inner[:])
     missing = pa.array(group["missing"][:]) if "missing" in group else None
     return pa.LargeListArray.from_arrays(pa.array(group["offsets"][:]), values, mask=missing)
-
-
-_READERS: dict[str, Callable[[Path], Any]] = {"parquet": _read_parquet, "csv": _read_csv}

@@ -40,11 +40,11 @@ def table_format(path: str) -> str:
     if path == STDOUT:
         return "csv"
     suffix = Path(path).suffix.lower()
-    if suffix not in _FORMATS:
+    if suffix not in TABLE_FORMATS:
         raise UsageError(
-            f"{path}: unknown table suffix {suffix!r}; known: {' '.join(_FORMATS)}, or - for CSV on stdout"
+            f"{path}: unknown table suffix {suffix!r}; known: {' '.join(TABLE_FORMATS)}, or - for CSV on stdout"
         )
-    return _FORMATS[suffix]
+    return TABLE_FORMATS[suffix]
 
 
 def write_table(
@@ -397,7 +397,7 @@ def _csvw_type(kind: Any) -> str:
     return "double" if pa.types.is_floating(kind) else "string"
 
 
-_FORMATS = {
+TABLE_FORMATS = {
     ".parquet": "parquet",
     ".csv": "csv",
     ".ecsv": "ecsv",

@@ -104,29 +104,31 @@ def export_maps(
 
 def write_onnx(
     module: nn.Module,
-    example: Tensor,
+    example: Tensor | tuple[Tensor, ...],
     path: Path,
     names: tuple[str, ...],
     axes: Mapping[int, Any],
     opset: int,
 ) -> None:
-    """Write any module of one input as ONNX, the same bytes wherever it is done.
+    """Write any module as ONNX, the same bytes wherever it is done.
 
     Parameters
     ----------
     module
         On the CPU; is put into evaluation mode.
     example
-        An input.
+        An input, or several.
     path
         ``model.onnx`` to write.
     names
-        Of the input, then of every output.
+        Of every input, then of every output.
     axes
-        Axis of the input that is free -> its `torch.export.Dim`.
+        Axis of each input that is free -> its `torch.export.Dim`.
     opset
         ONNX operator set.
     """
+    examples = example if isinstance(example, tuple) else (example,)
+    inputs, outputs = list(names[: len(examples)]), list(names[len(examples) :])
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -134,8 +136,9 @@ def write_onnx(
         with whole_file(path) as part, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations while exporting
             torch.onnx.export(
-                module.eval(), (example,), str(part), input_names=[names[0]], output_names=list(names[1:]),
-                dynamic_shapes=(dict(axes),), opset_version=opset, dynamo=True, external_data=False, verbose=False,
+                module.eval(), examples, str(part), input_names=inputs, output_names=outputs,
+                dynamic_shapes=tuple(dict(axes) for _ in examples), opset_version=opset, dynamo=True,
+                external_data=False, verbose=False,
             )  # fmt: skip
             part.write_bytes(anonymous(part.read_bytes()))
     finally:
@@ -181,7 +184,12 @@ def check_onnx(
     return compare_onnx(path, _Scored(network), images, tolerance)
 
 
-def compare_onnx(path: Path, module: nn.Module, inputs: NDArray[np.float32], tolerance: float) -> float:
+def compare_onnx(
+    path: Path,
+    module: nn.Module,
+    inputs: NDArray[np.float32] | tuple[NDArray[np.float32], ...],
+    tolerance: float,
+) -> float:
     """Largest difference between all outputs of an ONNX file and those of the module it was written from.
 
     Raises
@@ -190,9 +198,11 @@ def compare_onnx(path: Path, module: nn.Module, inputs: NDArray[np.float32], tol
         It is beyond the tolerance, or an output is not finite.
     """
     session = open_session(path.read_bytes(), str(path))
-    found = session.run(None, {session.get_inputs()[0].name: inputs})
+    arrays = inputs if isinstance(inputs, tuple) else (inputs,)
+    names = [port.name for port in session.get_inputs()]
+    found = session.run(None, dict(zip(names, arrays, strict=True)))
     with torch.no_grad():
-        answers = module.eval()(torch.from_numpy(inputs))
+        answers = module.eval()(*(torch.from_numpy(array) for array in arrays))
     expected = answers if isinstance(answers, tuple) else (answers,)
     worst = 0.0
     for mine, theirs in zip(found, expected, strict=True):

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tapetum.core.errors import FormatError, TapetumError, UsageError
 from tapetum.core.files import whole_file
 from tapetum.core.progress import Progress, no_progress
+from tapetum.training.recipe import PatientOptimiser
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -43,6 +44,10 @@ class _State:
     optimiser: torch.optim.Optimizer
     epoch: int = 0
     step: int = 0
+    history: list[float] = field(default_factory=list)  # validation losses
+    best: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # weights of the best epoch, where the recipe is patient
 
 
 def fit(task: Learnable, folder: Path, *, device: str = "cpu", progress: Progress = no_progress) -> nn.Module:
@@ -62,7 +67,8 @@ def fit(task: Learnable, folder: Path, *, device: str = "cpu", progress: Progres
     Returns
     -------
     torch.nn.Module
-        The averaged network, on the CPU, in evaluation mode.
+        The averaged network, on the CPU, in evaluation mode; that of the best epoch where the optimiser is a
+        `tapetum.training.recipe.PatientOptimiser`.
 
     Raises
     ------
@@ -79,6 +85,8 @@ def fit(task: Learnable, folder: Path, *, device: str = "cpu", progress: Progres
     settings = task.optimiser
     state = _start(task, folder, device)
     for epoch in range(state.epoch, settings.epochs):
+        if out_of_patience(state.history, settings):
+            break
         started = time.monotonic()
         loss = _one_epoch(state, task, device)
         measured, n = task.validation_loss(state.average)
@@ -91,9 +99,12 @@ def fit(task: Learnable, folder: Path, *, device: str = "cpu", progress: Progres
             n,
         )
         _append(folder / LOG, row)
+        _remember(state, measured, settings)
         _save(folder / CHECKPOINT, state)
         log.info("epoch %d: %.0f s, loss %.4f, validation %.4f (%d)", row[0], row[1], loss, measured, n)
         progress(epoch + 1, settings.epochs)
+    if state.best:
+        state.average.load_state_dict(state.best)
     return state.average.to("cpu", memory_format=torch.contiguous_format).eval()
 
 
@@ -119,7 +130,9 @@ def _start(task: Learnable, folder: Path, device: str) -> _State:
     settings = task.optimiser
     network, average = (task.network().to(device, memory_format=_layout(settings)) for _ in range(2))
     average.load_state_dict(network.state_dict())
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, **_more(settings)
+    )
     state = _State(network, average.eval(), optimiser)
     if (folder / CHECKPOINT).is_file():
         _load(folder / CHECKPOINT, state)
@@ -130,12 +143,56 @@ def _layout(settings: Optimiser) -> torch.memory_format:
     return torch.channels_last if settings.memory == "channels_last" else torch.contiguous_format
 
 
+def _more(settings: Optimiser) -> dict[str, Any]:
+    if isinstance(settings, PatientOptimiser):
+        return {"eps": settings.epsilon, "amsgrad": settings.amsgrad}
+    return {}
+
+
+def _remember(state: _State, measured: float, settings: Optimiser) -> None:
+    if not isinstance(settings, PatientOptimiser):
+        return
+    if not math.isfinite(measured):
+        raise TapetumError(
+            f"the validation loss of epoch {state.epoch} is {measured}: nothing to be patient about"
+        )
+    if measured < min(state.history, default=math.inf):
+        state.best = {name: value.detach().clone() for name, value in state.average.state_dict().items()}
+    state.history.append(measured)
+
+
+def out_of_patience(history: Sequence[float], settings: Optimiser) -> bool:
+    """Whether the last so many epochs did not beat the best one before them."""
+    if not isinstance(settings, PatientOptimiser) or not history:
+        return False
+    return len(history) - 1 - int(np.argmin(history)) >= settings.patience
+
+
+def falls_of_rate(history: Sequence[float], settings: PatientOptimiser) -> int:
+    """How often the rate fell: each time after so many epochs without an improvement that counts."""
+    best, waited, falls = math.inf, 0, 0
+    for loss in history:
+        if loss < best - settings.least_gain:
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited >= settings.rate_patience:
+            waited, falls = 0, falls + 1
+    return falls
+
+
 def learning_rate(done: float, settings: Optimiser) -> float:
     """Rate when the share `done` of the run is over: a straight rise, then half a cosine down."""
     if done < settings.warm_up:
         return settings.rate * max(done / settings.warm_up, 0.04)
     falling = (done - settings.warm_up) / (1 - settings.warm_up)
     return settings.rate * max(0.5 * (1 + math.cos(math.pi * falling)), 1e-4)
+
+
+def _rate(state: _State, of_epoch: float, settings: Optimiser) -> float:
+    if isinstance(settings, PatientOptimiser):
+        return settings.rate * settings.rate_factor ** falls_of_rate(state.history, settings)
+    return learning_rate((state.epoch + of_epoch) / settings.epochs, settings)
 
 
 def _one_epoch(state: _State, task: Learnable, device: str) -> float:
@@ -146,7 +203,7 @@ def _one_epoch(state: _State, task: Learnable, device: str) -> float:
     state.network.train()
     with closing(made_ahead(shown.batches)) as batches:
         for number, (inputs, *truth) in enumerate(batches):
-            rate = learning_rate((state.epoch + number / shown.n_batches) / settings.epochs, settings)
+            rate = _rate(state, number / shown.n_batches, settings)
             for group in state.optimiser.param_groups:
                 group["lr"] = rate
             state.optimiser.zero_grad(set_to_none=True)
@@ -231,6 +288,8 @@ def _save(path: Path, state: _State) -> None:
     # plain arrays only: a checkpoint can be read without running any code
     moments = {str(number): entry for number, entry in state.optimiser.state_dict()["state"].items()}
     tree = {"network": state.network.state_dict(), "average": state.average.state_dict(), "moments": moments}
+    if state.best:
+        tree |= {"best": state.best, "history": torch.tensor(state.history, dtype=torch.float64)}
     arrays = {
         name: np.asarray(torch.as_tensor(value).cpu().contiguous()) for name, value in _flat(dict(tree))
     }
@@ -249,6 +308,8 @@ def _load(path: Path, state: _State) -> None:
             f"{path}: not a checkpoint of this network ({problem}); delete it to start again"
         ) from None
     state.epoch, state.step = int(kept["epoch"]), int(kept["step"])
+    if "history" in kept:
+        state.history, state.best = kept["history"].tolist(), _branch(kept, "best")
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in _branch(kept, "moments").items():
         number, _, key = name.partition("/")

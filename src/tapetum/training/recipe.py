@@ -120,6 +120,22 @@ class Optimiser(RecipePart):
     )
 
 
+class PatientOptimiser(Optimiser):
+    """A constant rate that falls where validation no longer improves, and an end where it has not for long.
+
+    The described training of light-curve networks; the network of the best epoch is what is exported.
+    """
+
+    average: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    patience: int = Field(20, ge=1, description="epochs without improvement after which the run ends")
+    rate_patience: int = Field(10, ge=1, description="epochs without improvement after which the rate falls")
+    rate_factor: float = Field(0.1, gt=0, lt=1, description="by which it falls")
+    least_gain: float = Field(1e-4, ge=0, description="of the validation loss that counts for the rate")
+    epsilon: float = Field(1e-7, gt=0, description="of AdamW")
+    amsgrad: bool = False
+
+
 class CalibrationSpec(RecipePart):
     """How scores become probabilities."""
 
@@ -144,11 +160,13 @@ class RecipeBase(RecipePart):
 
     A kind adds its `task` (a key of `tapetum.training.task.TASKS` and of `RECIPES`), its list `data`, whose entries
     have a `source`, and whatever else it needs. `SOURCES` are the names of the sources that it knows, `FILES` the
-    one among them that takes the files of the user and the option that names these.
+    one among them that takes the files of the user and the option that names these. `NETWORK` is false where what is
+    made is no network, and torch not needed.
     """
 
     SOURCES: ClassVar[tuple[str, ...]]
     FILES: ClassVar[tuple[str, str]]
+    NETWORK: ClassVar[bool] = True
 
     task: str
     name: Name
@@ -178,6 +196,8 @@ RECIPES: Mapping[str, str] = {
     "stamps": "tapetum.training.recipe:Recipe",
     "masks": "tapetum.training.mask_recipe:MaskRecipe",
     "tracking": "tapetum.training.tracking_recipe:TrackingRecipe",
+    "variables": "tapetum.training.variables_recipe:VariablesRecipe",
+    "trees": "tapetum.training.variables_recipe:TreesRecipe",
 }
 """``task`` of a recipe -> ``module:class``, a `RecipeBase`; no torch is imported."""
 

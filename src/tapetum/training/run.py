@@ -15,7 +15,7 @@ from tapetum.models.registry import CARD_NAME, ONNX_NAME, find_model, list_model
 from tapetum.models.runtime import Model
 from tapetum.training.networks import require_torch
 from tapetum.training.record import settings_of
-from tapetum.training.task import open_task
+from tapetum.training.task import SelfTaught, open_task
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tapetum.training.recipe import RecipeBase
+    from tapetum.training.task import Task
 
 RECORD = "recipe.json"
 OF_A_RUN = ("checkpoint.npz", "log.csv", RECORD, "settings.toml", ONNX_NAME, CARD_NAME)
@@ -90,10 +91,7 @@ def train(
     ModelError
         The exported network does not agree with torch.
     """
-    require_torch()
-    from tapetum.training.loop import fit, require_device
-
-    require_device(device)
+    _require_means(recipe, device)
     recipe = _chosen(recipe, paths, without)
     finished = not overwrite and all((folder / name).is_file() for name in (RECORD, ONNX_NAME, CARD_NAME))
     if not finished:
@@ -104,13 +102,33 @@ def train(
             return _found(folder, recipe, record)
         task.require_examples()
         _claim(folder, record, overwrite=overwrite)
-        network = fit(task, folder, device=device, progress=progress)
         onnx = folder / ONNX_NAME
-        task.export(network, onnx)
+        _learn(task, folder, device, progress)
         card = task.describe(onnx, today)
     write_card(folder / CARD_NAME, card)
     Model.load(str(onnx))  # as a user will: hash, ports, golden vectors
     return Trained(folder, card)
+
+
+def _require_means(recipe: RecipeBase, device: str) -> None:
+    """What is missing, or that torch has no such device, is said before data are read."""
+    if not recipe.NETWORK:
+        if device != "cpu":
+            raise UsageError(f"--device {device}: a model of the task {recipe.task} is made on the cpu")
+        return
+    require_torch()
+    from tapetum.training.loop import require_device
+
+    require_device(device)
+
+
+def _learn(task: Task | SelfTaught, folder: Path, device: str, progress: Progress) -> None:
+    if isinstance(task, SelfTaught):
+        task.learn(folder / ONNX_NAME, progress)
+        return
+    from tapetum.training.loop import fit
+
+    task.export(fit(task, folder, device=device, progress=progress), folder / ONNX_NAME)
 
 
 def _chosen(recipe: RecipeBase, paths: Sequence[Path], without: Collection[str]) -> RecipeBase:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tapetum.training.record import fingerprint, keys_of
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from tapetum.core.progress import Progress
     from tapetum.models.card import ModelCard
     from tapetum.training.datasets import Key
     from tapetum.training.recipe import Optimiser, RecipeBase
@@ -27,6 +28,8 @@ TASKS: Mapping[str, str] = {
     "stamps": "tapetum.training.stamp_task:StampTask",
     "masks": "tapetum.training.mask_task:MaskTask",
     "tracking": "tapetum.training.tracking_task:TrackingTask",
+    "variables": "tapetum.training.variables_task:VariablesTask",
+    "trees": "tapetum.training.trees_task:TreesTask",
 }
 """``task`` of a recipe -> ``module:class``; its class method ``open(recipe, paths, jobs)`` gives the `Task`."""
 
@@ -90,18 +93,8 @@ class Learnable(Protocol):
         ...
 
 
-class Task(Learnable, Protocol):
-    """A kind of training from data to card, as `tapetum.training.run.train` uses it.
-
-    A new kind is one recipe class (`tapetum.training.recipe.RECIPES`; without torch), and one class with these
-    methods (`TASKS`). Networks are entries of `tapetum.training.networks.NETWORKS`; `tapetum.training.export`
-    writes any torch module as ONNX (`write_onnx`) and compares the two (`check_onnx`).
-    """
-
-    @classmethod
-    def open(cls, recipe: Any, paths: Sequence[Path], jobs: int = 1) -> Task:
-        """The task of a recipe with the files of the user; `jobs` processes may make examples."""
-        ...
+class Described(Protocol):
+    """What is asked of a kind of training before it learns and after."""
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the names of all examples of the run: what a folder is bound to, beside the recipe."""
@@ -117,6 +110,45 @@ class Task(Learnable, Protocol):
         """
         ...
 
+    def describe(self, onnx: Path, today: date) -> ModelCard:
+        """The card of the exported network: contract, classes, calibration, thresholds, figures, golden vectors."""
+        ...
+
+    def close(self) -> None:
+        """End what works in the background."""
+        ...
+
+
+@runtime_checkable
+class SelfTaught(Described, Protocol):
+    """A kind of training whose model is no network: it learns by itself, without the loop and without torch."""
+
+    def learn(self, path: Path, progress: Progress) -> None:
+        """Make the model and write it as ONNX that gives scores.
+
+        Raises
+        ------
+        ModelError
+            ONNX and the model differ.
+        MissingExtraError
+            What it learns with is not installed.
+        """
+        ...
+
+
+class Task(Learnable, Described, Protocol):
+    """A kind of training from data to card, as `tapetum.training.run.train` uses it.
+
+    A new kind is one recipe class (`tapetum.training.recipe.RECIPES`; without torch), and one class with these
+    methods (`TASKS`). Networks are entries of `tapetum.training.networks.NETWORKS`; `tapetum.training.export`
+    writes any torch module as ONNX (`write_onnx`) and compares the two (`check_onnx`).
+    """
+
+    @classmethod
+    def open(cls, recipe: Any, paths: Sequence[Path], jobs: int = 1) -> Task:
+        """The task of a recipe with the files of the user; `jobs` processes may make examples."""
+        ...
+
     def export(self, network: nn.Module, path: Path) -> None:
         """Write the trained network as ONNX that gives scores, and check that it does.
 
@@ -125,14 +157,6 @@ class Task(Learnable, Protocol):
         ModelError
             ONNX and torch differ.
         """
-        ...
-
-    def describe(self, onnx: Path, today: date) -> ModelCard:
-        """The card of the exported network: contract, classes, calibration, thresholds, figures, golden vectors."""
-        ...
-
-    def close(self) -> None:
-        """End what works in the background."""
         ...
 
 
@@ -171,7 +195,7 @@ class RecipeTask:
         return fingerprint(self.keys)
 
 
-def open_task(recipe: RecipeBase, paths: Sequence[Path], jobs: int = 1) -> Task:
+def open_task(recipe: RecipeBase, paths: Sequence[Path], jobs: int = 1) -> Task | SelfTaught:
     """The task that a recipe names.
 
     Parameters
@@ -184,5 +208,5 @@ def open_task(recipe: RecipeBase, paths: Sequence[Path], jobs: int = 1) -> Task:
         Processes that may make examples.
     """
     module, _, name = TASKS[recipe.task].partition(":")
-    task: Task = getattr(import_module(module), name).open(recipe, paths, jobs)
+    task: Task | SelfTaught = getattr(import_module(module), name).open(recipe, paths, jobs)
     return task

@@ -16,18 +16,19 @@ from tapetum.lightcurves.formats.matchfile import is_matchfile, open_matchfile, 
 from tapetum.lightcurves.formats.nested import UNITS, long_table
 from tapetum.lightcurves.formats.parquet import open_parquet, write_nested
 from tapetum.lightcurves.formats.sources import Given, Several, Source, refuse_absent
-from tapetum.lightcurves.formats.tables import FORMATS, open_csv, open_table
+from tapetum.lightcurves.formats.tables import SUFFIXES as TABLES
+from tapetum.lightcurves.formats.tables import open_csv, open_table
 from tapetum.report.tables import write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pyarrow as pa
 
     Layout = Literal["nested", "long", "ztf-dr", "hats"]
 
 MATCHFILES = (".pytable", ".pytables", ".matchfile")
-SUFFIXES = (".parquet", ".csv", *FORMATS, *MATCHFILES)
+SUFFIXES = (".parquet", ".csv", *TABLES, *MATCHFILES)
 _PACKED = (".gz",)
 _WHOLE_CURVES = 1000  # curves of a row group
 
@@ -66,6 +67,45 @@ def open_curves(paths: str | Path | Sequence[str | Path], how: Reading | None = 
     return members[0] if len(members) == 1 else Several(f"{len(members)} inputs", tuple(members))
 
 
+def open_each(
+    paths: Sequence[str | Path], how: Reading | None = None, rejected: Callable[[str], None] | None = None
+) -> list[Source]:
+    """Open light curves of which some may be unusable: each file, or HATS catalogue, is a source of its own.
+
+    Parameters
+    ----------
+    paths, how
+        As for `open_curves`.
+    rejected
+        Told why a file or folder cannot be used, with its name; None raises.
+
+    Raises
+    ------
+    InputError
+        As `open_curves`, without `rejected`.
+    """
+    how = how or Reading()
+    found: list[Source] = []
+    for path in map(Path, paths):
+        try:
+            files = _files_of(path)
+        except InputError as problem:
+            _refuse(problem, rejected)
+            continue
+        for file in files:
+            try:
+                found.append(_open(file, how))
+            except (InputError, OSError) as problem:
+                _refuse(problem, rejected)
+    return found
+
+
+def _refuse(problem: InputError | OSError, rejected: Callable[[str], None] | None) -> None:
+    if rejected is None:
+        raise problem
+    rejected(str(problem))
+
+
 def curves_of(table: pa.Table, name: str, how: Reading | None = None) -> LightCurves:
     """Light curves of a table in memory, nested or long: of a store's, or of documents that a server sent.
 
@@ -88,15 +128,21 @@ def curves_of(table: pa.Table, name: str, how: Reading | None = None) -> LightCu
 
 
 def _open(path: Path, how: Reading) -> Source:
+    files = _files_of(path)
+    if files != [path]:
+        return Several(str(path), tuple(_open_file(file, how) for file in files))
+    return open_hats(path, how) if path.is_dir() else _open_file(path, how)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file or HATS catalogue itself; the files of any other folder."""
     refuse_absent(path)
-    if not path.is_dir():
-        return _open_file(path, how)
-    if is_hats(path):
-        return open_hats(path, how)
+    if not path.is_dir() or is_hats(path):
+        return [path]
     files = sorted(entry for entry in path.iterdir() if entry.is_file() and _suffix(entry) in SUFFIXES)
     if not files:
         raise InputError(f"{path}: no light curves in this folder; known suffixes: {' '.join(SUFFIXES)}")
-    return Several(str(path), tuple(_open_file(file, how) for file in files))
+    return files
 
 
 def _open_file(path: Path, how: Reading) -> Source:
@@ -107,8 +153,8 @@ def _open_file(path: Path, how: Reading) -> Source:
         return open_csv(path, how)
     if suffix in MATCHFILES or (suffix in (".h5", ".hdf5") and is_matchfile(path)):
         return open_matchfile(path, how)
-    if suffix in FORMATS:
-        return open_table(path, FORMATS[suffix], how)
+    if suffix in TABLES:
+        return open_table(path, how)
     raise FormatError(
         f"{path}: unknown suffix {suffix!r}; light curves come as {' '.join(SUFFIXES)}, or as a folder"
     )

@@ -14,6 +14,7 @@ NETWORKS: Mapping[str, str] = {
     "compact": "tapetum.training.networks.compact:Compact",
     "contaminants": "tapetum.training.networks.contaminants:Contaminants",
     "tracking": "tapetum.training.networks.tracking:Tracking",
+    "variables": "tapetum.training.networks.variables:Variables",
 }
 """Name in a recipe -> ``module:class``; the class takes the number of input planes, their side (0 where it
 takes any), and the recipe's arguments."""

@@ -1,0 +1,216 @@
+"""`tapetum lightcurves features`: one row of features per light curve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tapetum.cli.common import (
+    JobsOption,
+    OutOption,
+    OverwriteOption,
+    SchedulerOption,
+    progress_bar,
+    settings_of,
+)
+from tapetum.cli.lightcurves_common import (
+    ALGORITHMS,
+    BadFlagsOption,
+    BrightestOption,
+    CadenceOption,
+    ColumnsOption,
+    CurvesArgument,
+    CyclesOption,
+    ErrorsOption,
+    FaintestOption,
+    FiniteOption,
+    HarmonicsOption,
+    KeepOption,
+    LatestOption,
+    MaximumOption,
+    NestedOption,
+    PointsOption,
+    ProgramsOption,
+    SamplesOption,
+    ScaleOption,
+    TerrestrialOption,
+    TopOption,
+    cleaning_of,
+    comma_list,
+    grid_of,
+    opened,
+    reading_of,
+    tell_made,
+)
+
+if TYPE_CHECKING:
+    from tapetum.lightcurves.periods.search import PeriodRules
+    from tapetum.pipelines.lightcurve_catalogues import CatalogueFile
+
+
+def features(
+    context: typer.Context,
+    curves: CurvesArgument,
+    out: OutOption,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="scope|tapetum|cesium", help="Set of features; may be repeated. Default: scope."
+        ),
+    ] = None,
+    algorithms: Annotated[
+        str,
+        typer.Option(
+            "--algorithms",
+            metavar=f"{ALGORITHMS}|none",
+            help="Periods to search for; none: features at a period of 1 d.",
+        ),
+    ] = "none",
+    period_column: Annotated[
+        list[str] | None,
+        typer.Option("--period-column", help="Column of the light curves with periods [d]; may be repeated."),
+    ] = None,
+    nested: NestedOption = "lowest",
+    samples_per_peak: SamplesOption = 10.0,
+    max_frequency: MaximumOption = 48.0,
+    min_cycles: CyclesOption = 2.0,
+    scale_minimum_period: ScaleOption = False,
+    remove_terrestrial: TerrestrialOption = False,
+    harmonics: HarmonicsOption = 1,
+    top: TopOption = 50,
+    min_cadence_minutes: CadenceOption = 30.0,
+    min_points: PointsOption = 50,
+    bad_flags: BadFlagsOption = -1,
+    finite: FiniteOption = True,
+    positive_errors: ErrorsOption = True,
+    brightest: BrightestOption = None,
+    faintest: FaintestOption = None,
+    max_time: LatestOption = None,
+    gaia: Annotated[
+        str | None, typer.Option("--gaia", help="Table of Gaia EDR3: columns, and stars too bright.")
+    ] = None,
+    ps1: Annotated[str | None, typer.Option("--ps1", help="Table of PS1 DR1.")] = None,
+    allwise: Annotated[str | None, typer.Option("--allwise", help="Table of AllWISE.")] = None,
+    catalogue: Annotated[
+        list[str] | None,
+        typer.Option("--catalogue", metavar="NAME=FILE[:COLUMN,...]", help="Any other; may be repeated."),
+    ] = None,
+    alerts: Annotated[
+        str | None, typer.Option("--alerts", help="Table of alerts with ra, dec and a score.")
+    ] = None,
+    radius: Annotated[
+        float, typer.Option("--xmatch-radius-arcsec", min=0, help="Farthest entry that counts [arcsec].")
+    ] = 2.0,
+    bright_stars: Annotated[
+        bool,
+        typer.Option(
+            "--bright-stars/--no-bright-stars", help="Leave out sources in the glare of a star of --gaia."
+        ),
+    ] = True,
+    keep: KeepOption = None,
+    column: ColumnsOption = None,
+    programs: ProgramsOption = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Features of light curves, one row for each; those with too few good points say why they have none.
+
+    Example: tapetum lightcurves features lightcurves.parquet --set scope --algorithms LS,CE,AOV -o features.parquet
+    """
+    from tapetum.pipelines.lightcurve_features import (
+        PIECE,
+        SEARCHED_PIECE,
+        FeatureOptions,
+        feature_recipe,
+        feature_sets,
+    )
+    from tapetum.pipelines.lightcurve_parts import make_once, parts_of
+
+    settings = settings_of(context, jobs=jobs, scheduler=scheduler)
+    _check(out)
+    grid = {
+        "samples_per_peak": samples_per_peak, "maximum": max_frequency, "cycles": min_cycles,
+        "scale_minimum_period": scale_minimum_period, "remove_terrestrial": remove_terrestrial,
+    }  # fmt: skip
+    named = feature_sets(sets or ["scope"])
+    options = FeatureOptions(
+        sets=named,
+        periods=_search(
+            algorithms, grid, harmonics, nested=nested, top=top, seed=settings.seed, ranked="tapetum" in named
+        ),
+        given=tuple(period_column or ()),
+        cleaning=cleaning_of(
+            cadence_minutes=min_cadence_minutes, min_points=min_points, bad_flags=bad_flags, finite=finite,
+            positive_errors=positive_errors, brightest=brightest, faintest=faintest, max_time=max_time,
+        ),
+        catalogues=_catalogues(gaia, ps1, allwise, catalogue or []),
+        gaia=gaia if bright_stars else None,
+        alerts=alerts,
+        radius_arcsec=radius,
+        keep=tuple(keep or ()),
+    )  # fmt: skip
+    recipe = feature_recipe(curves, options)
+    sources, rejected = opened(curves, reading_of(column, programs, [*(keep or ()), *options.given]))
+    parts = parts_of(sources, PIECE if options.periods is None else SEARCHED_PIECE)
+    with progress_bar("computing features") as progress:
+        report = make_once(
+            parts, recipe, out, settings, overwrite=overwrite, rejected=rejected, progress=progress
+        )
+    tell_made(report, out, rows="light curves")
+
+
+def _check(out: str) -> None:
+    from tapetum.pipelines.outputs import check_output
+    from tapetum.report.tables import table_format
+
+    check_output(out)
+    table_format(out)
+
+
+def _search(
+    algorithms: str,
+    grid: dict[str, Any],
+    harmonics: int,
+    *,
+    nested: str,
+    top: int,
+    seed: int,
+    ranked: bool,
+) -> PeriodRules | None:
+    from tapetum.cli.lightcurves_common import checked
+    from tapetum.lightcurves.periods.periodograms import StatisticRules
+    from tapetum.lightcurves.periods.ranking import RankRules
+    from tapetum.lightcurves.periods.search import PeriodRules
+
+    names = comma_list(algorithms)
+    if not names or names == ("none",):
+        return None
+    rules: PeriodRules = checked(
+        PeriodRules, "--algorithms", algorithms=names, grid=grid_of(**grid),
+        statistics=StatisticRules(harmonics=harmonics), nested=None if nested == "none" else nested, top=top,
+        seed=seed, ranking=RankRules() if ranked else None,
+    )  # fmt: skip
+    return rules
+
+
+def _catalogues(
+    gaia: str | None, ps1: str | None, allwise: str | None, others: list[str]
+) -> tuple[CatalogueFile, ...]:
+    """Tables by the names of their catalogues."""
+    from tapetum.core.errors import UsageError
+    from tapetum.pipelines.lightcurve_catalogues import ALLWISE, GAIA, PS1, CatalogueFile
+
+    known = ((GAIA, gaia), (PS1, ps1), (ALLWISE, allwise))
+    found = [CatalogueFile(name, path) for name, path in known if path is not None]
+    for text in others:
+        name, equals, rest = text.partition("=")
+        path, _, columns = rest.partition(":")
+        if not (name and equals and path):
+            raise UsageError(f"--catalogue {text}: write NAME=FILE or NAME=FILE:COLUMN,COLUMN")
+        found.append(CatalogueFile(name, path, comma_list(columns)))
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise UsageError(f"a catalogue is named twice: {', '.join(names)}")
+    return tuple(found)

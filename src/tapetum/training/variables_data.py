@@ -1,0 +1,318 @@
+"""Labelled feature tables: truth of a class, parts of the split, and what is frozen of the training part."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tapetum.core.errors import InputError
+from tapetum.finders.taxonomy import load_taxonomy
+from tapetum.lightcurves.impute import Imputer, described_strategies
+from tapetum.models.card import DmdtContract, StoredArray, TableContract, TableFeature
+from tapetum.models.tables import gather_table, prepare_dmdt, prepare_values
+from tapetum.report.read_tables import read_table
+from tapetum.training.datasets import Key
+from tapetum.training.split import USED_ROLES, role_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tapetum.finders.taxonomy import Taxonomy
+    from tapetum.training.split import Role
+    from tapetum.training.variables_recipe import ClassifierRecipe, FeatureRules, LabelledTable
+
+Values = NDArray[np.float64]
+OBJECT_KEYS = ("object_id", "obj_id", "lc_id", "_id")  # what tells sources apart: the first that a table has
+ROW_KEYS = ("lc_id", "_id")
+FEATURES, DMDT = "features", "dmdt"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prepared examples.
+
+    Attributes
+    ----------
+    object_id
+        Source of each.
+    values : ndarray of float32, shape (n, n_features)
+    pictures : ndarray of float32, shape (n, 1, 26, 26), or None
+    target : ndarray of float64, shape (n,)
+        1 of the class, 0 not.
+    """
+
+    object_id: list[str]
+    values: NDArray[np.float32]
+    pictures: NDArray[np.float32] | None
+    target: Values
+
+    def __len__(self) -> int:
+        return len(self.object_id)
+
+    def take(self, where: NDArray[np.intp]) -> Rows:
+        """Some of them."""
+        pictures = None if self.pictures is None else self.pictures[where]
+        return Rows([self.object_id[i] for i in where], self.values[where], pictures, self.target[where])
+
+    @property
+    def inputs(self) -> dict[str, NDArray[np.float32]]:
+        """As `tapetum.models.runtime.Model.scores` takes them."""
+        return {FEATURES: self.values} | ({} if self.pictures is None else {DMDT: self.pictures})
+
+
+def truth_of(table: pa.Table, code: str, taxonomy: Taxonomy, rules: LabelledTable) -> Values:
+    """Whether each row is of a class: 1, 0, or NaN where nothing is known; shape (n,).
+
+    A table with a column of the class's code or label has the confidence of that label for every row: above the
+    threshold it counts as true, else as false; for a class with an opposite (variable), only a row whose opposite is
+    above the threshold counts as false. Else a column of text names the one class of each row: it and all that hold
+    it are true, a class that holds the one asked for leaves it open, others are false.
+
+    Raises
+    ------
+    InputError
+        The table has neither.
+    """
+    entry = taxonomy.of(code)
+    confidence = _confidence(table, (entry.code, entry.label))
+    if confidence is not None:
+        sure = confidence > rules.threshold
+        opposites = [c for c in taxonomy.classes if c.opposite == code]
+        against = _confidence(table, (opposites[0].code, opposites[0].label)) if opposites else None
+        wrong = ~sure & np.isfinite(confidence) if against is None else against > rules.threshold
+        return np.where(sure, 1.0, np.where(wrong, 0.0, np.nan))
+    if rules.column not in table.column_names:
+        raise InputError(
+            f"the table says nothing of the class {code}: it has no column {entry.code}, {entry.label!r} or "
+            f"{rules.column}"
+        )
+    names = table[rules.column].to_pylist()
+    known = {name: _truth_by_name(name, code, taxonomy, rules) for name in set(names)}
+    return np.array([known[name] for name in names], np.float64)
+
+
+def _confidence(table: pa.Table, names: Sequence[str]) -> Values | None:
+    for name in names:
+        if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
+            values = pc.fill_null(table[name].cast(pa.float64()), float("nan"))
+            return np.array(values.to_numpy(), np.float64)
+    return None
+
+
+def _truth_by_name(name: str | None, code: str, taxonomy: Taxonomy, rules: LabelledTable) -> float:
+    if not name or name not in taxonomy.by_code:
+        return float("nan")
+    if code == name or code in taxonomy.ancestors(name):
+        return 1.0
+    if name in taxonomy.ancestors(code):
+        return float("nan")
+    same_view = taxonomy.of(name).view == taxonomy.of(code).view
+    return 0.0 if same_view or rules.other_view == "negative" else float("nan")
+
+
+class TableSource:
+    """Examples of labelled tables, by role; sources are kept together.
+
+    Parameters
+    ----------
+    recipe
+        Class, features, rules of truth.
+    paths
+        Feature tables.
+
+    Raises
+    ------
+    InputError
+        There is no table, one cannot be read, or they have no column that tells sources apart.
+    """
+
+    def __init__(self, recipe: ClassifierRecipe, paths: Sequence[Path]) -> None:
+        if not paths:
+            raise InputError("no labelled feature table: name one with --table")
+        self.recipe = recipe
+        taxonomy = load_taxonomy(recipe.taxonomy)
+        tables = [_known(read_table(path), path.stem, recipe, taxonomy) for path in paths]
+        self.table: pa.Table = pa.concat_tables(tables, promote_options="permissive")
+        self.role = np.array([role_of(name) for name in self.table["__object"].to_pylist()], dtype=object)
+
+    @property
+    def dmdt(self) -> DmdtContract | None:
+        """Contract of the histograms, if the recipe takes them."""
+        return DmdtContract(name=DMDT) if self.recipe.features.dmdt else None
+
+    def part(self, role: Role) -> pa.Table:
+        """The labelled rows of a role, in the order of the tables."""
+        return self.table.filter(pa.array(self.role == role))
+
+    @cached_property
+    def contract(self) -> TableContract:
+        """The features, frozen on the part to learn from alone."""
+        part = self.part("fit")
+        if not part.num_rows:
+            raise InputError(
+                f"no example to learn from: no row of the training part says whether it is {self.recipe.of}"
+            )
+        return frozen(part, self.recipe.features, self.recipe.name)
+
+    def rows(self, role: Role) -> Rows:
+        """The prepared examples of a role; those that lack a feature which may not be missing are left out."""
+        part = self.part(role)
+        prepared = prepare_values(gather_table(part, self.contract, self.recipe.name), self.contract)
+        usable = prepared.usable
+        pictures = None
+        if self.dmdt is not None:
+            pictures = prepare_dmdt(part, self.dmdt, self.recipe.name)
+            usable = usable & np.isfinite(pictures).all(axis=(1, 2, 3))
+        rows = Rows(part["__object"].to_pylist(), prepared.values, pictures, part["__truth"].to_numpy())
+        rows = rows.take(np.flatnonzero(usable))
+        return rows if role != "fit" or self.recipe.balance is None else balanced(rows, self.recipe)
+
+    def keys(self, role: Role, epochs: int) -> list[Key]:
+        """Every example of a role; the same in all epochs."""
+        del epochs
+        if role not in USED_ROLES:
+            return []
+        part = self.part(role)
+        columns = (part[name].to_pylist() for name in ("__origin", "__row", "__object", "__truth"))
+        return [
+            Key(origin, _number(f"{row}:{truth}"), name)
+            for origin, row, name, truth in zip(*columns, strict=True)
+        ]
+
+
+def _known(table: pa.Table, origin: str, recipe: ClassifierRecipe, taxonomy: Taxonomy) -> pa.Table:
+    """The rows of known truth, with truth, source and origin."""
+    own = next((name for name in OBJECT_KEYS if name in table.column_names), None)
+    row = next((name for name in ROW_KEYS if name in table.column_names), own)
+    if own is None or row is None:
+        raise InputError(
+            f"{origin}: no column tells sources apart; one of {', '.join(OBJECT_KEYS)} is needed"
+        )
+    truth = truth_of(table, recipe.of, taxonomy, recipe.data[0])
+    # numbers as text: an identifier must give the same part of the split whatever type it was written as
+    added = {
+        "__truth": pa.array(truth),
+        "__object": table[own].cast(pa.string()),
+        "__row": table[row].cast(pa.string()),
+        "__origin": pa.array([origin] * table.num_rows, pa.string()),
+    }
+    for name, values in added.items():
+        table = table.append_column(name, values)
+    there = np.isfinite(truth) & ~np.array(table["__object"].is_null().to_numpy(), np.bool_)
+    return table.filter(pa.array(there))
+
+
+def _number(text: str) -> int:
+    return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:15], 16)
+
+
+def balanced(rows: Rows, recipe: ClassifierRecipe) -> Rows:
+    """No more of the larger class than so many for each of the smaller; those that stay are drawn by the seed."""
+    assert recipe.balance is not None
+    of, against = np.flatnonzero(rows.target > 0.5), np.flatnonzero(rows.target <= 0.5)
+    smaller, larger = sorted((of, against), key=len)
+    most = max(int(recipe.balance * len(smaller)), 1)
+    if len(larger) > most:
+        larger = np.random.default_rng([recipe.seed, 1]).choice(larger, most, replace=False)
+    return rows.take(np.sort(np.concatenate([smaller, larger])))
+
+
+def weights(target: Values, *, weighted: bool) -> Values:
+    """Weight of each example: 1, or so that both classes weigh the same and the larger one has 1 or less."""
+    if not weighted or not 0 < target.mean() < 1:
+        return np.ones(len(target))
+    share = float(target.mean())
+    of = np.where(target > 0.5, 1 / share, 1 / (1 - share))
+    return np.asarray(of / of.max())
+
+
+def frozen(part: pa.Table, rules: FeatureRules, origin: str) -> TableContract:
+    """A feature list with scaling and replacements of missing values from the rows to learn from.
+
+    Parameters
+    ----------
+    part
+        The training part, and nothing else.
+    rules
+        Which features, and how.
+    origin
+        For messages.
+
+    Raises
+    ------
+    InputError
+        The table lacks a feature, or no row has it.
+    """
+    missing = described_strategies([column.name for column in rules.columns])
+    entries = [
+        TableFeature(
+            name=column.name,
+            include=column.include,
+            dtype=column.dtype,
+            periodic=column.periodic,
+            missing="keep",
+        )
+        for column in rules.columns
+    ]
+    bare = TableContract(name=FEATURES, features=tuple(entries), period_suffix=rules.period_suffix)
+    values = gather_table(part, bare, origin)
+    wanted = [column for column in rules.columns if column.include]
+    how = {
+        bare.column(feature): column.missing
+        or (
+            rules.otherwise
+            if rules.otherwise == "keep" or missing[column.name] == "drop"
+            else missing[column.name].value
+        )
+        for feature, column in zip(bare.included, wanted, strict=True)
+    }
+    known = pa.table({name: values[:, at] for at, name in enumerate(how)})
+    imputer = Imputer.fit(known, how)
+    features = []
+    at = 0
+    for entry in entries:
+        if not entry.include:
+            features.append(entry)
+            continue
+        column = bare.column(entry)
+        centre, width = _statistics(values[:, at], rules.scaling)
+        features.append(
+            TableFeature.model_validate(
+                {
+                    **entry.model_dump(),
+                    "missing": how[column],
+                    "median": imputer.medians.get(column),
+                    "centre": centre,
+                    "width": width,
+                }
+            )
+        )
+        at += 1
+    donors = StoredArray.pack(imputer.donors) if imputer.regressed else None
+    return TableContract(
+        name=FEATURES,
+        features=tuple(features),
+        period_suffix=rules.period_suffix,
+        scaling=rules.scaling,
+        limit=rules.limit,
+        donors=donors,
+    )
+
+
+def _statistics(values: Values, scaling: str) -> tuple[float | None, float | None]:
+    known = values[np.isfinite(values)]
+    if scaling == "none" or not known.size:
+        return None, None
+    if scaling == "min_max":
+        centre, width = float(known.min()), float(known.max() - known.min())
+    else:
+        centre, width = float(np.median(known)), float(known.std())
+    return (centre, width) if 0 < width < np.inf else (None, None)
