@@ -71,5 +71,5 @@ def fill_from_neighbours(rows, donors, n_neighbours, fallback):
         if missing.size == 0:
             continue
         _distances(row, value, present, distances)
-        for j in missing:
-            row[j] = _mean_of_nearest(distances, value[j], present[j], n_neighbours, fallback[j])
+        for gap in missing:
+            row[gap] = _mean_of_nearest(distances, value[gap], present[gap], n_neighbours, fallback[gap])
