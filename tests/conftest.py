@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import importlib.util
 import io
 import os
 import threading
@@ -86,6 +87,18 @@ def vizier():
         yield handler
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def kowalski():
+    """A server on this machine that answers like Kowalski: fill ``catalogues``, read ``asked``, ask at ``url``."""
+    path = Path(__file__).with_name("kowalski_server.py")
+    spec = importlib.util.spec_from_file_location("kowalski_server", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.running() as server:
+        server.user, server.password = module.USER, module.PASSWORD
+        yield server
 
 
 def _sharp() -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ AS_IT_IS = {"Accept-Encoding": "identity"}  # some servers call a .gz file an en
 T = TypeVar("T")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -111,6 +111,58 @@ class HttpClient:
             No connection, or an answer of 400 and above after the retries that the method allows.
         """
         return self._persist(method, url, lambda: self._answer(method, url, options), harmless=harmless)
+
+    def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        max_bytes: int,
+        reads: Container[int] = (),
+        harmless: bool = False,
+        **options: Any,
+    ) -> tuple[int, bytes]:
+        """Send one request and read its answer, however the server says what is wrong with it.
+
+        Parameters
+        ----------
+        method, url
+            What is asked.
+        max_bytes
+            No longer answer is read [bytes, after decompression].
+        reads
+            Statuses of 400 and above that are answers as well: a service explains itself in them.
+        harmless
+            Even a POST may be sent again.
+        **options
+            As `httpx.Client.stream` takes them.
+
+        Returns
+        -------
+        status : int
+            Below 400, or one of `reads`.
+        body : bytes
+
+        Raises
+        ------
+        NetworkError
+            As for `request`.
+        LimitError
+            The answer is longer than `max_bytes`.
+        """
+
+        def ask() -> tuple[int, bytes]:
+            body = bytearray()
+            with self._client.stream(method, url, **options) as answer:
+                if answer.status_code not in reads:
+                    answer.raise_for_status()
+                for chunk in answer.iter_bytes(CHUNK_BYTES):
+                    body += chunk
+                    if len(body) > max_bytes:
+                        raise LimitError(f"{answer.url}: more than the {max_bytes} bytes that are accepted")
+            return answer.status_code, bytes(body)
+
+        return self._persist(method, url, ask, harmless=harmless)
 
     def download(
         self,

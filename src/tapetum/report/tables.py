@@ -1,4 +1,4 @@
-"""The one table writer: the file's suffix decides the format.
+"""The one table writer: the file's suffix decides the format; `tapetum.report.read_tables` reads them again.
 
 Parquet and CSV leave Arrow directly; ECSV, VOTable, FITS and HDF5 go through `astropy.table.Table`.
 """
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from astropy.table import Table
 
 STDOUT = "-"
+HDF5_TABLE, HDF5_LISTS = (
+    "table",
+    "lists",
+)  # where an HDF5 file has the columns, and those of lists of any length
+CSVW = "http://www.w3.org/ns/csvw"
 
 
 def table_format(path: str) -> str:
@@ -43,18 +48,22 @@ def table_format(path: str) -> str:
 
 
 def write_table(
-    table: pa.Table,
+    table: pa.Table | pa.RecordBatchReader,
     path: str,
     metadata: Mapping[str, Any] | None = None,
     units: Mapping[str, str] | None = None,
     descriptions: Mapping[str, str] | None = None,
+    *,
+    sidecar: bool = False,
 ) -> None:
     """Write a table; the file appears whole.
 
     Parameters
     ----------
     table
-        Any Arrow table. Columns of lists or structs fit into Parquet only.
+        Any Arrow table, or a reader of one: into Parquet, that is never held as a whole. Lists of one length
+        (``pa.list_(type, length)``) fit everywhere but into CSV, lists of any length into Parquet and HDF5, structs
+        into Parquet only.
     path
         File whose suffix decides the format, or ``-`` for CSV on stdout.
     metadata
@@ -62,9 +71,11 @@ def write_table(
         lists and mappings, which the others get as JSON. CSV has no place for them.
     units
         Unit of a column by its name, as astropy spells it (``"deg"``, ``"mag"``, ``"d"``); others have none.
-
     descriptions
         What a column means, by its name; ECSV, VOTable, HDF5 and Parquet have a place for it.
+    sidecar
+        Beside ``F.csv`` write ``F.csv-metadata.json`` (W3C "CSV on the Web"), which has types, units, descriptions and
+        metadata; `read_table` heeds it.
 
     Raises
     ------
@@ -80,16 +91,28 @@ def write_table(
     words |= dict(metadata or {})
     if kind not in ("ecsv", "hdf5"):
         words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in words.items()}
+    if kind != "parquet" and not hasattr(table, "num_rows"):
+        table = table.read_all()
     table = _described(table, descriptions or {})
     if path == STDOUT:
         _write_csv(table, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
+    if kind == "csv":
+        sidecar_of(path).unlink(missing_ok=True)  # it would describe another file
     with whole_file(Path(path)) as part:
         _WRITERS[kind](table, part, words, units or {})
+    if kind == "csv" and sidecar:
+        with whole_file(sidecar_of(path)) as part:
+            part.write_text(json.dumps(_csvw(table, Path(path).name, words, units or {}), indent=1) + "\n")
 
 
-def _described(table: pa.Table, descriptions: Mapping[str, str]) -> pa.Table:
+def sidecar_of(path: str | Path) -> Path:
+    """Where the metadata of a CSV file lie."""
+    return Path(f"{path}-metadata.json")
+
+
+def _described(table: Any, descriptions: Mapping[str, str]) -> Any:
     """The table with descriptions in the metadata of its columns."""
     import pyarrow as pa
 
@@ -159,8 +182,10 @@ def _column(name: str, values: pa.ChunkedArray) -> Any:
     import pyarrow.compute as pc
     from astropy.table import Column, MaskedColumn
 
+    if pa.types.is_fixed_size_list(values.type):
+        return _vectors(name, values.combine_chunks())
     if pa.types.is_nested(values.type):
-        raise UsageError(f"column {name!r} is {values.type}: only .parquet can hold it")
+        raise _nested(name, values.type)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     missing = np.asarray(values.is_null())
@@ -183,13 +208,53 @@ def _column(name: str, values: pa.ChunkedArray) -> Any:
     return MaskedColumn(plain, name=name, mask=missing, fill_value=null)
 
 
+def _nested(name: str, kind: Any) -> UsageError:
+    import pyarrow as pa
+
+    where = (
+        "only .parquet and .h5"
+        if _is_list(kind) and not pa.types.is_fixed_size_list(kind)
+        else "only .parquet"
+    )
+    return UsageError(f"column {name!r} is {kind}: {where} can hold it")
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _vectors(name: str, values: pa.Array) -> Any:
+    """A column of lists of one length, as an array of one more dimension; a missing list is all NaN, or masked."""
+    import numpy as np
+    from astropy.table import Column, MaskedColumn
+
+    shape, kind, there = [len(values)], values.type, values.drop_null()
+    while (size := getattr(kind, "list_size", None)) is not None:
+        if there.null_count:
+            raise UsageError(f"column {name!r} has missing lists in its lists: only .parquet can hold them")
+        shape, kind, there = [*shape, size], kind.value_type, there.flatten()
+    flat = there.to_numpy(zero_copy_only=False)
+    if flat.dtype.kind not in "biuf":
+        raise _nested(name, values.type)
+    missing = np.asarray(values.is_null())
+    full = np.full(shape, np.nan if flat.dtype.kind == "f" else 0, flat.dtype)
+    full[~missing] = flat.reshape(-1, *shape[1:])
+    if not missing.any() or flat.dtype.kind == "f":
+        return Column(full, name=name)
+    return MaskedColumn(
+        full, name=name, mask=np.broadcast_to(missing.reshape(-1, *[1] * (len(shape) - 1)), shape)
+    )
+
+
 def _write_csv(table: pa.Table, target: Any) -> None:
     import pyarrow as pa
     import pyarrow.csv as pacsv
 
     for number, column in enumerate(table.schema):
         if pa.types.is_nested(column.type):
-            raise UsageError(f"column {column.name!r} is {column.type}: only .parquet can hold it")
+            raise UsageError(f"column {column.name!r} is {column.type}: CSV cannot hold it, .parquet can")
         if pa.types.is_dictionary(column.type):
             table = table.set_column(number, column.name, table[column.name].cast(column.type.value_type))
     header = ",".join(f'"{name}"' if re.search(r'[",\n]', name) else name for name in table.column_names)
@@ -213,7 +278,13 @@ def _parquet_file(table: pa.Table, part: Path, words: Mapping[str, str], units: 
         else column
         for column in table.schema
     ]
-    pq.write_table(table.cast(pa.schema(fields, metadata=dict(words))), part, compression="zstd")
+    table = table.cast(pa.schema(fields, metadata=dict(words)))
+    if isinstance(table, pa.Table):
+        pq.write_table(table, part, compression="zstd")
+        return
+    with pq.ParquetWriter(part, table.schema, compression="zstd") as writer:
+        for batch in table:
+            writer.write_batch(batch)
 
 
 def _ecsv_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
@@ -253,9 +324,77 @@ def _fits_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Map
 
 
 def _hdf5_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
-    to_astropy(table, words, units).write(
-        part, format="hdf5", path="table", serialize_meta=True, overwrite=True
+    import h5py
+    import pyarrow as pa
+
+    ragged = [
+        column.name
+        for column in table.schema
+        if _is_list(column.type) and not pa.types.is_fixed_size_list(column.type)
+    ]
+    to_astropy(table.drop_columns(ragged), words, units).write(
+        part, format="hdf5", path=HDF5_TABLE, serialize_meta=True, overwrite=True
     )
+    if not ragged:
+        return
+    with h5py.File(part, "a") as file:
+        lists = file.create_group(HDF5_LISTS)
+        lists.attrs["columns"] = table.column_names
+        for name in ragged:
+            group = lists.create_group(name)
+            about = {"unit": units.get(name), "description": about_column(table, name).get("description")}
+            group.attrs.update({key: text for key, text in about.items() if text is not None})
+            _write_lists(group, name, table[name].combine_chunks())
+
+
+def about_column(table: pa.Table, name: str) -> dict[str, str]:
+    """What is said of a column: its unit and its description, where there are some."""
+    return {k.decode(): v.decode() for k, v in (table.schema.field(name).metadata or {}).items()}
+
+
+def _write_lists(group: Any, name: str, values: pa.Array) -> None:
+    """Lists as the values of all of them, one after the other, and where each begins; lists of lists likewise."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    group.create_dataset("offsets", data=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    if values.null_count:
+        group.create_dataset("missing", data=np.asarray(values.is_null()))
+    inner = values.flatten()
+    if _is_list(inner.type):
+        if pa.types.is_fixed_size_list(inner.type):
+            inner = inner.cast(pa.list_(inner.type.value_type))
+        _write_lists(group.create_group("values"), name, inner)
+        return
+    flat = inner.to_numpy(zero_copy_only=False)
+    if flat.dtype.kind not in "biuf":
+        raise UsageError(f"column {name!r} has lists of {inner.type}: only .parquet can hold it")
+    group.create_dataset("values", data=flat, compression="gzip", shuffle=True)
+
+
+def _csvw(table: pa.Table, name: str, words: Mapping[str, str], units: Mapping[str, str]) -> dict[str, Any]:
+    """Description of a CSV file after https://www.w3.org/TR/tabular-metadata/; `notes` are the words of the table."""
+    columns = []
+    for column in table.schema:
+        entry = {"name": column.name, "titles": column.name, "datatype": _csvw_type(column.type)}
+        entry |= {"arrow": str(column.type)}
+        entry |= {"unit": units[column.name]} if column.name in units else {}
+        about = about_column(table, column.name).get("description")
+        entry |= {"dc:description": about} if about else {}
+        columns.append(entry)
+    return {"@context": CSVW, "url": name, "tableSchema": {"columns": columns}, "notes": [dict(words)]}
+
+
+def _csvw_type(kind: Any) -> str:
+    import pyarrow as pa
+
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    return "double" if pa.types.is_floating(kind) else "string"
 
 
 _FORMATS = {

@@ -1,0 +1,1 @@
+"""Light curves in bulk: cleaning, statistics, Fourier series, periods, dm-dt histograms, tables of features."""

@@ -1,0 +1,1 @@
+"""Periods of light curves: periodograms on regular grids, significance, nested choice, aliases, errors."""

@@ -1,0 +1,185 @@
+"""What can be fetched from a Kowalski server: ids of light curves, light curves, stored features; in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tapetum.core.errors import UsageError
+from tapetum.lightcurves.formats.nested import nested_table
+from tapetum.lightcurves.remote import (
+    PAGE,
+    PROGRAMS,
+    ROW_UNITS,
+    Quadrant,
+    batches_of,
+    fetch_curves,
+    fetch_features,
+    fetch_ids,
+)
+from tapetum.pipelines.outputs import STDOUT, check_output, fingerprint
+from tapetum.report.tables import table_format
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import pyarrow as pa
+
+    from tapetum.surveys.kowalski import Kowalski
+
+BATCH = 1000  # light curves per question
+Kind = Literal["ids", "curves", "features"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is asked for at a time.
+
+    Attributes
+    ----------
+    name
+        For messages.
+    content
+        The quadrant, or the ids.
+    """
+
+    name: str
+    content: Quadrant | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be fetched.
+
+    Attributes
+    ----------
+    kind
+        Of rows.
+    catalogue
+        Where they are.
+    batches
+        Asked for one by one.
+    ask
+        Asks for the content of a batch.
+    options
+        What else decides the answers, for the fingerprint and the metadata.
+    """
+
+    kind: Kind
+    catalogue: str
+    batches: tuple[Batch, ...]
+    ask: Callable[[Kowalski, Any], pa.Table]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """Of columns."""
+        return ROW_UNITS
+
+    def made_from(self, server: Kowalski) -> str:
+        """Fingerprint of all that decides the answers."""
+        asked = [[batch.name, str(batch.content)] for batch in self.batches]
+        content = {"kind": self.kind, "server": server.url, "catalogue": self.catalogue, "asked": asked}
+        return fingerprint([], {**content, **self.options})
+
+    def check(self, output: str) -> None:
+        """Raise UsageError when `output` cannot hold this; asked before the work, not after."""
+        check_output(output)
+        if self.kind != "curves":
+            table_format(output)
+        elif output == STDOUT:
+            raise UsageError("light curves do not fit onto stdout; name a file")
+        elif Path(output).suffix:  # without one it is a HATS catalogue
+            table_format(output)
+
+
+def plan_ids(
+    catalogue: str,
+    wheres: Sequence[Quadrant],
+    *,
+    min_epochs: int = 20,
+    skip: int = 0,
+    limit: int | None = None,
+    page: int = PAGE,
+    epochs: str | None = None,
+) -> Plan:
+    """Ids of the light curves of quadrants, one batch per quadrant; see `tapetum.lightcurves.remote.fetch_ids`.
+
+    `skip` and `limit` are of each quadrant.
+
+    Raises
+    ------
+    UsageError
+        There is no quadrant, or a number is out of its range.
+    """
+    if not wheres:
+        raise UsageError("no quadrant is named")
+    if min(min_epochs, skip) < 0 or (limit is not None and limit < 1) or page < 1:
+        raise UsageError(
+            f"minimum epochs {min_epochs}, skip {skip}, limit {limit}, page {page}: the first two may be 0 and more,"
+            " the others 1 and more"
+        )
+
+    def ask(server: Kowalski, where: Quadrant) -> pa.Table:
+        return fetch_ids(
+            server, catalogue, where, min_epochs=min_epochs, skip=skip, limit=limit, page=page, epochs=epochs
+        )
+
+    options = {"min_epochs": min_epochs, "skip": skip, "limit": limit, "epochs": epochs}
+    return Plan("ids", catalogue, tuple(Batch(str(where), where) for where in wheres), ask, options)
+
+
+def plan_curves(
+    catalogue: str,
+    ids: Sequence[str],
+    *,
+    batch: int = BATCH,
+    programs: Collection[int] = PROGRAMS,
+    latest_hjd: float | None = None,
+) -> Plan:
+    """Light curves by id; see `tapetum.lightcurves.remote.fetch_curves`.
+
+    Raises
+    ------
+    UsageError
+        There is no id.
+    """
+
+    def ask(server: Kowalski, wanted: Sequence[str]) -> pa.Table:
+        curves = fetch_curves(server, catalogue, wanted, programs=programs, latest_hjd=latest_hjd)
+        return nested_table(curves, "tapetum", {})
+
+    options = {"programs": sorted(programs), "latest_hjd": latest_hjd}
+    return Plan("curves", catalogue, _id_batches(ids, batch), ask, options)
+
+
+def plan_features(
+    catalogue: str, ids: Sequence[str], *, batch: int = BATCH, columns: Sequence[str] = ()
+) -> Plan:
+    """Stored features by id; see `tapetum.lightcurves.remote.fetch_features`.
+
+    Raises
+    ------
+    UsageError
+        There is no id.
+    """
+
+    def ask(server: Kowalski, wanted: Sequence[str]) -> pa.Table:
+        return fetch_features(server, catalogue, wanted, columns)
+
+    return Plan("features", catalogue, _id_batches(ids, batch), ask, {"columns": list(columns)})
+
+
+def _id_batches(ids: Sequence[str], size: int) -> tuple[Batch, ...]:
+    if not ids or size < 1:
+        raise UsageError(f"{len(ids)} light curves in batches of {size}: there is nothing to fetch")
+    return tuple(
+        Batch(f"batch {number} ({part[0]} to {part[-1]})", tuple(part))
+        for number, part in enumerate(batches_of(list(dict.fromkeys(ids)), size), 1)
+    )
+
+
+def quadrant_path(folder: Path, where: Quadrant, suffix: str = ".h5") -> Path:
+    """Where the ids of one quadrant lie, when each has its own file: ``field_301/data_ccd_02_quad_3.h5``."""
+    return folder / f"field_{where.field}" / f"data_ccd_{where.ccd:02d}_quad_{where.quadrant}{suffix}"

@@ -1,0 +1,197 @@
+"""Missing features: each rule against a slow second way, frozen on the training part."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tapetum.core.errors import FormatError, InputError
+from tapetum.lightcurves.impute import DONORS, NEIGHBOURS, REGRESSED, Imputer, Strategy, described_strategies
+
+NAN = float("nan")
+
+
+def table_of(values: np.ndarray, names: list[str]) -> pa.Table:
+    return pa.table({name: pa.array(values[:, i], from_pandas=True) for i, name in enumerate(names)})
+
+
+def slow_neighbours(rows: np.ndarray, donors: np.ndarray) -> np.ndarray:
+    """The five nearest by the mean squared difference of what both have; their plain mean."""
+    out = rows.copy()
+    for i, j in np.argwhere(np.isnan(rows)):
+        apart = [
+            (float(np.nanmean((rows[i] - donor) ** 2)), k)
+            for k, donor in enumerate(donors)
+            if np.isfinite(donor[j]) and np.isfinite(rows[i] - donor).any()
+        ]
+        out[i, j] = np.mean([donors[k, j] for _, k in sorted(apart)[:NEIGHBOURS]])
+    return out
+
+
+def test_regressed_values_come_from_the_five_nearest_rows(rng: np.random.Generator) -> None:
+    names = [f"PS1_DR1__{band}MeanPSFMag" for band in "grizy"]
+    colour = rng.normal(0, 1, (300, 1))
+    train = rng.uniform(15, 20, (300, 1)) - colour * np.arange(5) + rng.normal(0, 0.05, (300, 5))
+    train[rng.random(train.shape) < 0.2] = NAN
+    rows = train[:60].copy() + 0.01
+    rows[rng.random(rows.shape) < 0.3] = NAN
+    rows = rows[np.isfinite(rows).any(axis=1)]
+    imputer = Imputer.fit(table_of(train, names), described_strategies(names))
+    done = imputer.apply(table_of(rows, names))
+    expected = slow_neighbours(rows, train[np.isfinite(train).any(axis=1)])
+    assert done.kept.all()
+    np.testing.assert_allclose(
+        np.column_stack([done.table[name].to_numpy() for name in names]), expected, rtol=1e-12
+    )
+    for i, name in enumerate(names):
+        assert done.filled[name].tolist() == np.isnan(rows[:, i]).tolist()
+
+
+def test_a_row_does_not_depend_on_its_company(rng: np.random.Generator) -> None:
+    names = ["parallax", "w1mpro", "w2mpro"]
+    train, rows = rng.normal(15, 2, (500, 3)), rng.normal(15, 2, (64, 3))
+    rows[rng.random(rows.shape) < 0.4] = NAN
+    imputer = Imputer.fit(table_of(train, names), described_strategies(names))
+    together = imputer.apply(table_of(rows, names)).table.to_pylist()
+    alone = [imputer.apply(table_of(rows[i : i + 1], names)).table.to_pylist()[0] for i in range(len(rows))]
+    assert together == alone
+
+
+def test_what_has_no_neighbour_gets_the_median() -> None:
+    names = ["parallax", "w1mpro"]
+    train = np.array([[1.0, NAN], [3.0, NAN], [NAN, 10.0], [NAN, 14.0]])
+    done = Imputer.fit(table_of(train, names), described_strategies(names)).apply(
+        table_of(np.array([[NAN, NAN], [2.0, NAN]]), names)
+    )
+    assert done.table.to_pydict() == {"parallax": [2.0, 2.0], "w1mpro": [12.0, 12.0]}
+
+
+def test_medians_zeros_and_dropped_rows() -> None:
+    train = pa.table(
+        {"e": [1.0, 2.0, 9.0, None], "n_ztf_alerts": [5, 6, 7, None], "ad": [1.0, 2.0, 3.0, 4.0]}
+    )
+    rules = {"e": "median", "n_ztf_alerts": "zero", "ad": "drop"}
+    imputer = Imputer.fit(train, rules)
+    rows = pa.table(
+        {
+            "lc_id": ["a", "b", "c"],
+            "e": [None, float("inf"), 4.0],
+            "n_ztf_alerts": pa.array([None, 2, 3], pa.int64()),
+            "ad": [1.0, NAN, 2.0],
+        }
+    )
+    done = imputer.apply(rows)
+    assert done.kept.tolist() == [True, False, True]
+    assert done.table.to_pydict() == {
+        "lc_id": ["a", "c"],
+        "e": [2.0, 4.0],
+        "n_ztf_alerts": [0, 3],
+        "ad": [1.0, 2.0],
+    }
+    assert done.table.schema.field("n_ztf_alerts").type == pa.int64()
+    assert {name: which.tolist() for name, which in done.filled.items()} == {
+        "e": [True, False],
+        "n_ztf_alerts": [True, False],
+    }
+    infinite = imputer.apply(rows.slice(1, 1).set_column(3, "ad", pa.array([5.0])))
+    assert infinite.table["e"].to_pylist() == [2.0]
+
+
+def test_the_median_of_whole_numbers_may_be_none() -> None:
+    imputer = Imputer.fit(pa.table({"n": [1, 2]}), {"n": "median"})
+    done = imputer.apply(pa.table({"n": pa.array([None, 4], pa.int64())}))
+    assert done.table["n"].to_pylist() == [1.5, 4.0]
+
+
+def test_kept_features_stay_missing() -> None:
+    rows = pa.table({"x": [None, 1.0]})
+    done = Imputer.fit(rows, {"x": Strategy.KEEP}).apply(rows)
+    assert (done.table, done.filled) == (rows, {})
+
+
+def test_rules_survive_as_text(rng: np.random.Generator) -> None:
+    names = ["parallax", "w1mpro", "w1sigmpro", "n_ztf_alerts", "ad"]
+    train = rng.normal(10, 3, (50, 5))
+    train[rng.random(train.shape) < 0.2] = NAN
+    imputer = Imputer.fit(table_of(train, names), described_strategies(names))
+    text = imputer.to_json()
+    assert "NaN" not in text
+    assert json.loads(text)["strategies"] == {
+        "parallax": "regress", "w1mpro": "regress", "w1sigmpro": "median", "n_ztf_alerts": "zero", "ad": "drop",
+    }  # fmt: skip
+    again = Imputer.from_json(text)
+    assert again.to_json() == text
+    rows = table_of(train, names)
+    assert again.apply(rows).table.equals(imputer.apply(rows).table)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "no json",
+        '{"strategies": {"x": "guess"}, "medians": {}, "donors": []}',
+        '{"strategies": {"x": "median"}, "medians": {}, "donors": []}',
+        '{"strategies": {"x": "regress"}, "medians": {"x": 1}, "donors": [[1, 2]]}',
+    ],
+)
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match="rules for missing features"):
+        Imputer.from_json(text)
+
+
+def test_many_rows_leave_as_many_donors_as_are_allowed(rng: np.random.Generator) -> None:
+    names = ["parallax", "w1mpro"]
+    train = table_of(rng.normal(10, 1, (DONORS + 500, 2)), names)
+    rules = described_strategies(names)
+    assert Imputer.fit(train, rules).donors.shape == (DONORS, 2)
+    few = [Imputer.fit(train, rules, np.random.default_rng(seed), 20).donors for seed in (1, 1, 2)]
+    assert (few[0] == few[1]).all()
+    assert not (few[0] == few[2]).all()
+
+
+def test_described_rules_are_those_of_the_described_features() -> None:
+    names = [
+        "ad", "period_ELS_ECE_EAOV", "n_ztf_alerts", "mean_ztf_alert_braai", "AllWISE__w1mpro", "AllWISE__w2sigmpro",
+        "Gaia_EDR3__parallax", "Gaia_EDR3__parallax_error", "Gaia_EDR3__phot_bp_rp_excess_factor",
+        "PS1_DR1__gMeanPSFMag", "PS1_DR1__gMeanPSFMagErr",
+    ]  # fmt: skip
+    rules = [
+        "drop",
+        "drop",
+        "zero",
+        "zero",
+        "regress",
+        "median",
+        "regress",
+        "median",
+        "median",
+        "regress",
+        "median",
+    ]
+    assert list(described_strategies(names).values()) == rules
+    assert described_strategies(["ad"], Strategy.KEEP) == {"ad": Strategy.KEEP}
+    assert len(REGRESSED) == 13
+
+
+def test_what_cannot_be_fitted_says_why() -> None:
+    rows = pa.table({"x": [None, NAN], "word": ["a", "b"]})
+    with pytest.raises(InputError, match="feature x: no row"):
+        Imputer.fit(rows, {"x": "median"})
+    with pytest.raises(InputError, match="no column y"):
+        Imputer.fit(rows, {"y": "median"})
+    with pytest.raises(InputError, match="column word is string"):
+        Imputer.fit(rows, {"word": "regress"})
+    with pytest.raises(InputError, match="unknown rule 'guess'"):
+        Imputer.fit(rows, {"x": "guess"})
+
+
+def test_nothing_in_nothing_out() -> None:
+    names = ["parallax", "w1mpro", "ad"]
+    imputer = Imputer.fit(table_of(np.ones((3, 3)), names), described_strategies(names))
+    done = imputer.apply(table_of(np.empty((0, 3)), names))
+    assert (done.table.num_rows, done.kept.size, done.filled) == (0, 0, {})
