@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 ROOMS = (
-    "core", "report", "sky", "surveys", "images", "alerts", "lightcurves", "simulate", "models", "finders", "pipelines", "training",
-    "store",
+    "core", "report", "sky", "surveys", "images", "alerts", "lightcurves", "simulate", "models", "finders",
+    "pipelines", "training", "store",
 )  # fmt: skip
 
 WIDTH = 68  # of the help [columns]: what the page's boxes show without scrolling

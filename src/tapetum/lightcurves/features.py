@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,8 @@ CHANGES = {
 """What a feature may be invariant to."""
 
 
-class Feature(NamedTuple):
+@dataclass(frozen=True)
+class Feature:
     """One column.
 
     Attributes

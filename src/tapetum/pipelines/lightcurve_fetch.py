@@ -101,7 +101,7 @@ class Imputation:
     """
 
     imputer: Imputer | None = None
-    strategies: Callable[[Iterable[str]], Mapping[str, Strategy]] = keep_others
+    strategies: Callable[[Iterable[str]], Mapping[str, Strategy]] = field(default_factory=lambda: keep_others)
 
 
 def fetch_once(

@@ -56,7 +56,7 @@ class Kowalski:
     Parameters
     ----------
     url
-        Protocol, host and port, for instance ``https://kowalski.example.org:443``.
+        Protocol, host and port, as in `tapetum.toml`.
     client
         Asks; its `Patience` should wait for answers at least as long as `seconds`.
     login
