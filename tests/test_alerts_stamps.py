@@ -72,9 +72,10 @@ def test_nan_survives_and_write_is_the_inverse_of_read(rng):
         (b"\xff\xd8\xff\xe0" + b"x" * 5000, "JPEG"),
         (b"\x89PNG" + b"x" * 5000, "PNG"),
         (b"nonsense" * 1000, "not a FITS file"),
-        (gzip.compress(b"nonsense" * 1000), "not a FITS file"),
+        (compress(b"nonsense" * 1000), "not a FITS file"),
         (compress(b"x" * 5000)[:-9], "truncated"),
     ],
+    ids=["empty", "jpeg", "png", "text", "packed text", "cut short"],
 )
 def test_what_is_not_a_stamp_is_named(data, error):
     with pytest.raises(FormatError, match=error):
