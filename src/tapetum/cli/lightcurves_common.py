@@ -206,3 +206,19 @@ def tell_made(report: MadeReport, output: str, *, rows: str) -> None:
     report_rejections(
         report.problems, len(report.problems), report.n_parts, things="parts", nothing=NO_CURVES, done="used"
     )
+
+
+def number_range(option: str, text: str) -> tuple[int, int]:
+    """First and last of a range such as 1-4, or of one number.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    from tapetum.core.errors import UsageError
+
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise UsageError(f"{option} {text}: a number, or a range as 1-16")
+    return int(first), int(last or first)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tapetum.cli.common import OutOption, OverwriteOption, progress_bar, report_rejections, say, settings_of
-from tapetum.cli.lightcurves_common import comma_list
+from tapetum.cli.lightcurves_common import comma_list, number_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,7 @@ def ids(
     from tapetum.pipelines.lightcurve_plans import plan_ids, quadrant_path
 
     settings = _settings(context, server, user, threads)
-    wheres = quadrants_of(field, _range("--ccd", ccds), _range("--quadrant", quadrants))
+    wheres = quadrants_of(field, number_range("--ccd", ccds), number_range("--quadrant", quadrants))
     wanted = (
         [(str(quadrant_path(Path(out), where)), [where]) for where in wheres] if separate else [(out, wheres)]
     )
@@ -234,16 +234,6 @@ def _tell(report: FetchReport, output: str) -> None:
     lacking = f", {report.n_missing} of {report.n_asked} are not there" if report.n_missing else ""
     dropped = f", {report.n_dropped} dropped for a missing value" if report.n_dropped else ""
     say(f"{report.n_rows} rows{lacking}{dropped} -> {output}")
-
-
-def _range(option: str, text: str) -> tuple[int, int]:
-    from tapetum.core.errors import UsageError
-
-    first, dash, last = text.partition("-")
-    try:
-        return int(first), int(last if dash else first)
-    except ValueError:
-        raise UsageError(f"{option} {text}: a number, or a range as 1-16") from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tapetum.cli.common import JsonOption, progress_bar, say, settings_of, warn
+from tapetum.cli.lightcurves_common import number_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,15 +213,8 @@ def _rows(
         return tables.table_rows(table, fields or ())
     if each:
         return tables.product_rows(dict(_column(text) for text in each))
-    ranges = _range("--ccd", ccds), _range("--quadrant", quadrants)
+    ranges = number_range("--ccd", ccds), number_range("--quadrant", quadrants)
     return tables.quadrant_rows(where for number in fields or () for where in quadrants_of(number, *ranges))
-
-
-def _range(option: str, text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    if not first.isdecimal() or not (last or first).isdecimal():
-        raise typer.BadParameter(f"{text!r} is no range; give for instance 1-4 or 3", param_hint=option)
-    return int(first), int(last or first)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

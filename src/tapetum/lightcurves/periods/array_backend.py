@@ -7,6 +7,7 @@ on the edge of a bin.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ class Backend:
         return _ArraySeries(self, points, grid, classical=name == "ELS")
 
 
-class _ArrayStatistic:
+class _ArrayStatistic(ABC):
     """Blocks of frequencies, their phases, and the way back."""
 
     def __init__(self, backend: Backend, time: Values, grid: Grid) -> None:
@@ -91,8 +92,9 @@ class _ArrayStatistic:
         cycles = self._backend.put(self._grid.at(numbers))[:, None] * self._time[None, :]
         return cycles - self._backend.xp.floor(cycles)
 
+    @abstractmethod
     def _values(self, phase: Any) -> Any:
-        raise NotImplementedError
+        """The statistic, from phases of shape (frequencies, points)."""
 
     def _binned(self, phase: Any, bins: int) -> Any:
         """Bin of each phase; a phase that rounds up to a whole turn is in the last."""

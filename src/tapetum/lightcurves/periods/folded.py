@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,12 +30,12 @@ def counted_levels(points: Points, levels: int, inside: bool, absolute: bool) ->
     return np.ascontiguousarray(time), (scaled[counted] * levels).astype(np.int64)
 
 
-class _Folded:
+class _Folded(ABC):
     """What has to be evaluated frequency by frequency."""
 
+    @abstractmethod
     def fill(self, start: int, values: Values) -> None:
         """Values of the frequencies from number `start` on."""
-        raise NotImplementedError
 
     def at(self, numbers: Whole) -> Values:
         """Values of some frequencies."""
