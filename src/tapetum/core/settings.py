@@ -99,7 +99,7 @@ class KowalskiSettings(_Section):
     """The Kowalski server that light curves and stored features are fetched from."""
 
     url: str | None = Field(
-        None, description="Address of the server, for instance https://kowalski.example.org."
+        None, description="Address of the server, with http:// or https://."
     )
     user: str | None = Field(None, description="Who asks.")
     password: SecretStr | None = Field(None, description="Password of that user; better in the environment.")
