@@ -99,7 +99,7 @@ class KowalskiSettings(_Section):
     """The Kowalski server that light curves and stored features are fetched from."""
 
     url: str | None = Field(
-        None, description="Address of the server, with http:// or https://."
+        None, description="Address of the server."
     )
     user: str | None = Field(None, description="Who asks.")
     password: SecretStr | None = Field(None, description="Password of that user; better in the environment.")
