@@ -23,6 +23,7 @@ network int8 harms: each alone is quantised, those that stay in float32 too.
 from __future__ import annotations
 
 import argparse
+import logging
 import importlib.util
 import tempfile
 import time
@@ -339,6 +340,7 @@ def main() -> None:
     parser.add_argument("--float", nargs="*", default=FLOAT, dest="kept", metavar="PART", help="not in int8")
     parser.add_argument("--stages", action="store_true", help="each part of the network alone in int8")
     args = parser.parse_args()
+    logging.disable(logging.WARNING)  # the quantiser advises a preparation that this network does not need
     print(machine())
     run(args.model, args.frames, args.calibration, kept=args.kept, by_stage=args.stages)
 
