@@ -23,8 +23,8 @@ network int8 harms: each alone is quantised, those that stay in float32 too.
 from __future__ import annotations
 
 import argparse
-import logging
 import importlib.util
+import logging
 import tempfile
 import time
 from dataclasses import dataclass
