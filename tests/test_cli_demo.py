@@ -1,6 +1,6 @@
 """The alerts of `tapetum demo`, and `tapetum samples`, through the command, without any network.
 
-The images of the demo are in test_pipelines_demo_images.py; here they are made once, and stand for all.
+The other parts are in test_pipelines_demo_images.py and test_pipelines_demo_curves.py; here results stand for them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tapetum.pipelines.demo import (
     summary,
     threshold_from,
 )
+from tapetum.pipelines.demo_curves_page import CurvesReport, Star
 from tapetum.pipelines.demo_images import scene_pair, search_pair
 from tapetum.report.page import render_page
 
@@ -56,9 +57,31 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImagesReport:
     return search_pair(pair, folder, Settings(), no_progress)
 
 
+def curves() -> CurvesReport:
+    """One star."""
+    t = np.arange(60.0)
+    star = Star(
+        "star",
+        10.0,
+        -5.0,
+        t,
+        ["ztfr"] * 60,
+        t % 1,
+        t * 0 + 0.1,
+        0.6,
+        1e-5,
+        -99.0,
+        [],
+        [("RRab", 0.9)],
+        ["RRab"],
+    )
+    return CurvesReport("", "variables", "1.0.0", 0.95, [star], [], 1, 60, 1.5, [("made by", "a test")])
+
+
 @pytest.fixture(autouse=True)
-def _same_images(images: ImagesReport, monkeypatch: pytest.MonkeyPatch) -> None:
+def _same_parts(images: ImagesReport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "images_part", lambda *_, **__: images)
+    monkeypatch.setattr(demo, "curves_part", lambda *_, **__: curves())
 
 
 @pytest.fixture
@@ -80,7 +103,11 @@ def test_offline_demo_makes_a_page_and_says_that_it_is_simulated(tmp_path: Path,
     first = call("demo", "--offline", "-o", str(out)).stdout
     assert first.startswith(f"{few} alerts of {few} objects: ")
     assert first.rstrip().endswith(f"report: {out / 'report.html'}")
+    assert f"curves: {out / 'curves.html'}" in first
+    assert "1 real light curves of 1 stars" in first
+    assert 'href="report.html"' in (out / "curves.html").read_text()
     html = (out / "report.html").read_text()
+    assert 'href="curves.html"' in html
     assert "simulated, not observed: --offline was given" in html
     assert html.count("data:image/png;base64,") >= 3
     assert set(re.findall(r"https?://[^\"' <]+", html)) <= {"http://www.w3.org/2000/svg"}
@@ -152,6 +179,7 @@ def test_the_page_has_all_that_was_promised(
     for heading in (
         "Part 1: alerts",
         "Part 2: images",
+        "Part 3: light curves",
         "Most likely real",
         "Ranking",
         "Score distribution",
@@ -170,11 +198,11 @@ def test_the_page_has_all_that_was_promised(
 
 def test_samples_are_listed(tmp_path: Path) -> None:
     rows = json.loads(call("samples", "list", "--json").stdout)
-    assert [row["name"] for row in rows] == ["ztf-alerts", "ztf-quadrant", "ztf-comet"]
+    assert [row["name"] for row in rows] == ["ztf-alerts", "ztf-quadrant", "ztf-comet", "macho-curves"]
     assert not any(row["cached"] for row in rows)
     assert all(row["licence"] and row["bytes"] > 0 for row in rows)
     text = call("samples", "list").stdout
-    assert len(text.splitlines()) == 3
+    assert len(text.splitlines()) == 4
     assert "not here yet" in text
 
 

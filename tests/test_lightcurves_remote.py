@@ -239,13 +239,12 @@ def star(number: int, ra: float, dec: float, **more: Any) -> dict[str, Any]:
 
 
 def test_curves_around_positions_are_the_nearest_first(
-    server: Kowalski, kowalski: Any, documents: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    server: Kowalski, kowalski: Any, documents: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr("tapetum.lightcurves.around.POSITIONS", 2)
     kowalski.catalogues[SOURCES] = documents
     ra = np.array([documents[3]["ra"], 100.0, documents[0]["ra"]])
     dec = np.array([documents[3]["dec"] + 1 / 3600, 0.0, documents[0]["dec"]])
-    table = fetch_curves_around(server, SOURCES, ra, dec, 400.0)
+    table = fetch_curves_around(server, SOURCES, ra, dec, 400.0, at_a_time=2)
     assert len(kowalski.asked) == 2
     lon, lat = np.array([[d["ra"], d["dec"]] for d in documents]).T
     for number in range(3):

@@ -20,6 +20,7 @@ from tapetum.core.settings import Settings
 from tapetum.images.fits import read_frame, write_frame
 from tapetum.images.frame import Bad
 from tapetum.pipelines import demo_images
+from tapetum.pipelines.demo_curves_page import CurvesReport
 from tapetum.pipelines.demo_images import Pair, quadrant_pair, scene_pair, search_pair
 from tapetum.pipelines.demo_images_page import (
     Candidate,
@@ -215,10 +216,12 @@ def test_the_command_searches_a_scene_where_no_real_image_is(
 ) -> None:
     monkeypatch.setattr(demo, "SCENE_SIDE", SIDE)
     monkeypatch.setattr(demo, "N_SIMULATED", 40)
+    nothing = CurvesReport("", "variables", "1.0.0", 0.95, [], [], 0, 0, 0.1, [])
+    monkeypatch.setattr(demo, "curves_part", lambda *_, **__: nothing)
     out = tmp_path / "demo"
     first = CliRunner().invoke(app, ["demo", "--offline", "-o", str(out)])
     assert first.exit_code == 0, (first.output, first.exception)
-    alerts, images, images_page, page = first.stdout.splitlines()
+    alerts, images, _, images_page, _, page = first.stdout.splitlines()
     assert alerts.startswith("40 alerts of ")
     assert re.match(
         r"\d+ of 100 transients, \d+ of 6 streaks, \d of 1 comet found in a second epoch of a sim", images

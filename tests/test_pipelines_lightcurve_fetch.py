@@ -20,10 +20,11 @@ from tapetum.core.errors import InputError, NetworkError, UsageError
 from tapetum.core.http import HttpClient, Patience
 from tapetum.core.settings import Settings
 from tapetum.lightcurves.formats.opening import open_curves
-from tapetum.lightcurves.impute import Imputer, described_strategies
+from tapetum.lightcurves.impute import Imputer, Strategy, described_strategies
 from tapetum.lightcurves.remote import Quadrant, fetch_curves, quadrants_of
 from tapetum.lightcurves.wanted import read_ids
-from tapetum.pipelines.lightcurve_fetch import FetchReport, Imputation, fetch, fetch_once, parts_folder
+from tapetum.pipelines.lightcurve_fetch import FetchReport, fetch, fetch_once, parts_folder
+from tapetum.pipelines.lightcurve_impute import Imputation
 from tapetum.pipelines.lightcurve_plans import plan_curves, plan_features, plan_ids, quadrant_path
 from tapetum.report.read_tables import read_table, words_of
 from tapetum.surveys.kowalski import Kowalski, Login
@@ -78,18 +79,19 @@ def test_light_curves_arrive_as_they_are(
         n_missing=1,
         counts={batch.name: n for batch, n in zip(plan.batches, (4, 4, 1), strict=True)},
     )
-    assert [entry.name for entry in tmp_path.glob("curves*")] == [f"curves{suffix}"]
+    beside = [f"curves{suffix}-metadata.json"] if suffix == ".csv" else []
+    assert sorted(entry.name for entry in tmp_path.glob("curves*")) == [f"curves{suffix}", *beside]
     there = list(open_curves(output).batches(3))
     expected = fetch_curves(server, SOURCES, ids_of(documents), programs=(1, 2))
     assert [lc_id for curves in there for lc_id in curves.ids] == expected.ids
     for name in ("time", "mag", "magerr", "flags"):
         joined = np.concatenate([getattr(curves, name) for curves in there])
         np.testing.assert_array_equal(joined, getattr(expected, name))
-    if suffix == ".parquet":
-        words = words_of(pq.read_table(output))
-        assert words["catalogue"] == SOURCES
-        assert words["tapetum"] == __version__
-        assert words["programs"] == "[1, 2]"
+    words = words_of(read_table(output))
+    assert words["catalogue"] == SOURCES
+    assert words["tapetum"] == __version__
+    assert words["programs"] == "[1, 2]"
+    assert words["fetched_start_utc"] < words["fetched_end_utc"]
 
 
 def test_a_failed_batch_is_named_and_nothing_else_is_asked_again(
@@ -267,7 +269,7 @@ def test_missing_features_are_replaced_on_the_way(server: Kowalski, kowalski: An
         features(1, **mags, PS1_DR1__gMeanPSFMagErr=1, n_ztf_alerts=3),
         features(2, **mags, PS1_DR1__gMeanPSFMagErr=4, n_ztf_alerts=None),
         features(3, PS1_DR1__gMeanPSFMag=15.0, PS1_DR1__rMeanPSFMag=None, PS1_DR1__gMeanPSFMagErr=None),
-        features(4, **mags, PS1_DR1__gMeanPSFMagErr=5, n_ztf_alerts=1, ad=None),
+        features(4, **mags, PS1_DR1__gMeanPSFMagErr=5, n_ztf_alerts=1, ad=None, w1sigmpro=0.5),
     ]
     plan = plan_features(FEATURES, ["1", "2", "3", "4"], batch=2)
     output = str(tmp_path / "f.parquet")
@@ -276,9 +278,13 @@ def test_missing_features_are_replaced_on_the_way(server: Kowalski, kowalski: An
     assert table["PS1_DR1__gMeanPSFMagErr"].to_pylist() == [1.0, 4.0, 4.0, 5.0]
     assert table["PS1_DR1__rMeanPSFMag"].to_pylist() == [15.0] * 4
     assert table["n_ztf_alerts"].to_pylist() == [3, 0, 0, 1]
+    assert table["w1sigmpro"].to_pylist() == [0.5] * 4  # also where a batch knows nothing of it
+    assert table["imputed"].to_pylist()[1:] == [
+        "n_ztf_alerts w1sigmpro", "PS1_DR1__gMeanPSFMagErr PS1_DR1__rMeanPSFMag n_ztf_alerts w1sigmpro", None,
+    ]  # fmt: skip
     assert table["ad"].to_pylist() == [0.1, 0.2, 0.3, None]  # features without a rule stay as they are
     assert json.loads(words_of(table)["imputation"])["n_ztf_alerts"] == "zero"
-    dropping = fetch(plan, server, output, imputation=Imputation(strategies=described_strategies))
+    dropping = fetch(plan, server, output, imputation=Imputation(otherwise=Strategy.DROP))
     assert (dropping.n_rows, dropping.n_dropped) == (3, 1)
     train = pa.table({"PS1_DR1__gMeanPSFMagErr": [9.0, 9.0]})
     frozen = Imputation(Imputer.fit(train, described_strategies(train.column_names)))

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapetum.report.curves import BAND_COLOURS, band_colour, histogram_svg, light_curve_svg
+from tapetum.report.curves import (
+    BAND_COLOURS,
+    MOST_FOLDED,
+    band_colour,
+    folded_svg,
+    histogram_svg,
+    light_curve_svg,
+)
 from tapetum.report.svg import nice_ticks, text
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -119,3 +126,53 @@ def test_ticks_are_round_few_and_inside(low: float, span: float, at_most: int) -
         assert np.allclose(steps, step, rtol=1e-6)
         mantissa = step / 10 ** math.floor(math.log10(step * 1.0000001))
         assert min(abs(mantissa - wanted) for wanted in (1, 2, 5)) < 1e-3
+
+
+# --- folded light curves ---
+
+
+def folded(n: int, rng: np.random.Generator, period: float = 0.7) -> str:
+    time = rng.uniform(0, 100, n)
+    mag = 15 + 0.5 * np.cos(2 * np.pi * time / period) + np.where(np.arange(n) % 2, 1.0, 0.0)
+    return folded_svg(time, period, ["ztfr" if k % 2 else "ztfg" for k in range(n)], mag, np.full(n, 0.01))
+
+
+def test_a_folded_curve_shows_two_cycles_with_the_brightest_phase_at_whole_numbers(
+    rng: np.random.Generator,
+) -> None:
+    dots = parts(folded(100, rng), "circle")
+    assert len(dots) == 200
+    places = np.array([[float(dot.attrib["cx"]), float(dot.attrib["cy"])] for dot in dots])
+    left, right = 52.0, 370.0
+    phase = 2 * (places[:, 0] - left) / (right - left)
+    assert ((phase >= 0) & (phase <= 2)).all()
+    red = np.array([BAND_COLOURS["r"] in dot.attrib["style"] for dot in dots])
+    for band in (red, ~red):
+        height = places[band, 1]
+        bright = height < np.percentile(height, 15)  # up
+        away = np.abs(phase[band][bright] - np.round(phase[band][bright]))
+        assert (away < 0.15).all()
+    first, second = np.sort(phase[phase < 1]), np.sort(phase[phase >= 1])
+    np.testing.assert_allclose(second - 1, first, atol=1e-3)
+
+
+def test_of_many_points_some_are_shown_and_the_title_says_so(rng: np.random.Generator) -> None:
+    picture = folded(3000, rng)
+    assert len(parts(picture, "circle")) <= 2 * MOST_FOLDED
+    assert f"{MOST_FOLDED} of 3000 points, folded with 0.7 d" in picture
+
+
+def test_what_cannot_be_folded_says_so(rng: np.random.Generator) -> None:
+    nothing = np.full(3, NAN)
+    assert "no photometry" in folded_svg(nothing, 1.0, ["ztfg"] * 3, nothing, nothing)
+    values = np.arange(3.0)
+    assert "no photometry" in folded_svg(values, NAN, ["ztfg"] * 3, values, values)
+
+
+def test_an_outlier_does_not_flatten_a_folded_curve(rng: np.random.Generator) -> None:
+    time = rng.uniform(0, 100, 1000)
+    mag = 15 + 0.5 * np.cos(2 * np.pi * time)
+    mag[0] = 30.0
+    dots = parts(folded_svg(time, 1.0, ["ztfg"] * 1000, mag, np.full(1000, 0.01)), "circle")
+    heights = [float(dot.attrib["cy"]) for dot in dots]
+    assert max(heights) - min(heights) > 100

@@ -13,9 +13,15 @@ from tapetum.core.errors import InputError, UsageError
 from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.models.card import load_card
 from tapetum.training.split import role_of
-from tapetum.training.variables_card import at_threshold, best_threshold
+from tapetum.training.variables_card import best_threshold
 from tapetum.training.variables_data import TableSource, balanced, truth_of, weights
-from tapetum.training.variables_recipe import LabelledTable, any_recipe, classifier_recipe
+from tapetum.training.variables_metrics import Ranking
+from tapetum.training.variables_recipe import (
+    ClassifierOptions,
+    LabelledTable,
+    any_recipe,
+    classifier_recipe,
+)
 
 TODAY = date(2026, 11, 20)
 COLUMNS = [{"name": "a"}, {"name": "f1_b", "periodic": True}, {"name": "Gaia_EDR3__parallax"}]
@@ -125,10 +131,9 @@ def test_balance_and_weights(path):
 def test_threshold_of_the_best_f1():
     probability, target = np.array([0.9, 0.8, 0.8, 0.3, 0.1]), np.array([1, 1, 1, 0, 0.0])
     assert best_threshold(probability, target) == pytest.approx(0.55)
-    assert at_threshold(probability, target, 0.55)["f1_score"] == 1
-    assert at_threshold(probability, target, 0.85) == pytest.approx(
-        {"accuracy": 0.6, "precision": 1, "recall": 1 / 3, "f1_score": 0.5}
-    )
+    at = {edge: Ranking.of(probability, target, list("abcde"), edge).figures()[:4] for edge in (0.55, 0.85)}
+    np.testing.assert_allclose(at[0.55], 1)
+    np.testing.assert_allclose(at[0.85], [0.6, 1, 1 / 3, 0.5])
     assert best_threshold(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == 0.25
 
 
@@ -208,25 +213,22 @@ def test_recipes_as_the_command_line_asks_for_them(tmp_path):
     got = any_recipe(
         "variables-ea",
         7,
-        algorithm="xgb",
-        period_suffix="CE",
-        features=tmp_path / "f.toml",
-        skip_cv=True,
         version="1.2.0",
+        options=ClassifierOptions("xgb", period_suffix="CE", features=tmp_path / "f.toml", skip_cv=True),
     )
     assert [column.name for column in got.features.columns] == ["a", "b"]
     assert (got.features.period_suffix, got.optimiser.epochs, got.optimiser.search) == ("CE", 7, False)
     assert (got.card.version, got.name) == ("1.2.0", "variables-ea-xgb")
     assert any_recipe("tracking", 3).optimiser.epochs == 3
     with pytest.raises(UsageError, match="--algorithm is for classifiers"):
-        any_recipe("tracking", algorithm="dnn")
+        any_recipe("tracking", options=ClassifierOptions("dnn"))
     with pytest.raises(UsageError, match="say how with --algorithm"):
         any_recipe("variables-ea")
     with pytest.raises(UsageError, match="--algorithm svm"):
-        any_recipe("variables-ea", algorithm="svm")
+        any_recipe("variables-ea", options=ClassifierOptions("svm"))
     (tmp_path / "f.toml").write_text("columns = []")
     with pytest.raises(InputError, match="not a list of features"):
-        any_recipe("variables-ea", algorithm="dnn", features=tmp_path / "f.toml")
+        any_recipe("variables-ea", options=ClassifierOptions("dnn", features=tmp_path / "f.toml"))
 
 
 def test_training_by_command(path, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Reference pages made from the code at each build, so that they cannot go stale: the command line, and every room."""
+"""Reference pages made from the code at each build, so that they cannot go stale: commands, features, every room."""
 
 from __future__ import annotations
 
@@ -47,6 +47,34 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
+SETS_OF_FEATURES = {
+    "scope": (
+        "As the described pipeline computes them. What it has in the slots of amplitudes and phases are raw Fourier "
+        "coefficients. Points of one time keep their order, so that a table does not depend on the machine."
+    ),
+    "tapetum": "Ours: they mean the same in every survey. The last column says what leaves a feature as it is.",
+    "cesium": "The configured list of the described pipeline.",
+}
+FEATURES_HEAD = """# Features of light curves
+
+`tapetum lightcurves features --set scope --set tapetum --set cesium` computes them. In formulas m, e, t are magnitudes,
+their errors and times of the N good points, w = 1/e^2, and P5 is the 5th percentile, linear between points. `PERIOD`
+stands for the name of a period: `f1_power_LS`. A curve that is too short, or constant, for a feature has none (null).
+
+A feature may be unchanged by
+"""
+
+
+def features_page() -> str:
+    """The page of the features of light curves, in Markdown."""
+    from tapetum.lightcurves.features import CHANGES, SETS, reference_table
+
+    parts = [FEATURES_HEAD, *(f"- **{name}**: {what};" for name, what in CHANGES.items()), ""]
+    for name in SETS:
+        parts += [f"## Set `{name}`", "", SETS_OF_FEATURES[name], "", reference_table(name)]
+    return "\n".join(parts)
+
+
 def room_page(room: str) -> str:
     """The page of one room, in Markdown: its public modules."""
     package = importlib.import_module(f"tapetum.{room}")
@@ -61,7 +89,11 @@ def write_pages(app: Sphinx) -> None:
     """Write the pages before Sphinx reads its sources."""
     folder = Path(app.srcdir) / "reference" / "generated"
     folder.mkdir(parents=True, exist_ok=True)
-    pages = {"cli": cli_page(), **{f"api-{room}": room_page(room) for room in ROOMS}}
+    pages = {
+        "cli": cli_page(),
+        "light-curve-features": features_page(),
+        **{f"api-{room}": room_page(room) for room in ROOMS},
+    }
     for name, text in pages.items():
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text() != text:

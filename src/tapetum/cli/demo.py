@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from tapetum.core.settings import Settings
     from tapetum.models.card import ModelCard
     from tapetum.pipelines.demo import Exhibit, NightReport, ReportAlert
+    from tapetum.pipelines.demo_curves_page import CurvesReport
     from tapetum.pipelines.demo_images_page import ImagesReport
     from tapetum.store.store import RankedAlert, Store
 
-SAMPLE, QUADRANT = "ztf-alerts", "ztf-quadrant"
+SAMPLE, QUADRANT, STARS = "ztf-alerts", "ztf-quadrant", "macho-curves"
 N_SIMULATED = 400
 SCENE_SIDE = 1024  # of the simulated images that stand in for the real quadrant [pixel]
-REPORT, IMAGES_REPORT, SETTINGS = "report.html", "images.html", "settings.toml"
+REPORT, IMAGES_REPORT, CURVES_REPORT = "report.html", "images.html", "curves.html"
+SETTINGS = "settings.toml"
 REAL_SOURCE = (
     "Real alerts of the Zwicky Transient Facility, from the sample ztf-alerts. Part of them also trained the network: "
     "the page shows how it works, its model card says how well."
@@ -30,6 +32,7 @@ REAL_SOURCE = (
 SIMULATED_SOURCE = "Alerts simulated on the spot."
 SIMULATED_NOTICE = "These alerts are simulated, not observed: {}"
 SIMULATED_IMAGES = "Both images of the second part are simulated, not observed: {}"
+SIMULATED_CURVES = "The light curves of the third part are simulated, not observed: {}"
 
 
 @dataclass
@@ -238,8 +241,32 @@ def images_part(settings: Settings, folder: Path, *, offline: bool, overwrite: b
         return search_pair(pair, place, settings, progress, overwrite=overwrite)
 
 
+def curves_part(settings: Settings, folder: Path, *, offline: bool, overwrite: bool) -> CurvesReport:
+    """Fetch light curves of real stars, find their periods, and classify them.
+
+    Raises
+    ------
+    TapetumError
+        A sample is damaged, the model cannot be used, or the folder cannot be written.
+    """
+    from functools import partial
+
+    from tapetum.pipelines.demo_curves import classify_curves, macho_curves, simulated_curves
+
+    paths, why_simulated = fetch(STARS, "light curves", offline=offline)
+    place = folder / "curves" / (f"simulated-{settings.seed}" if why_simulated else "macho")
+    make = partial(macho_curves, paths)
+    if why_simulated:
+        warn(SIMULATED_CURVES.format(why_simulated))
+        make = partial(simulated_curves, settings.seed)
+    with progress_bar("light curves: periods and classes") as progress:
+        return classify_curves(
+            make, place, settings, progress, why_simulated=why_simulated, overwrite=overwrite
+        )
+
+
 def run_demo(settings: Settings, folder: Path, *, offline: bool, overwrite: bool = False) -> list[str]:
-    """Fetch, ingest, score, search, report.
+    """Fetch, ingest, score, search, classify, report.
 
     Returns
     -------
@@ -249,7 +276,7 @@ def run_demo(settings: Settings, folder: Path, *, offline: bool, overwrite: bool
     Raises
     ------
     TapetumError
-        As `alerts_part` and `images_part`; what is finished by then has its page.
+        As `alerts_part`, `images_part` and `curves_part`; what is finished by then has its page.
     """
     from tapetum.core.settings import write_settings
     from tapetum.pipelines.demo import build_page, summary
@@ -258,17 +285,24 @@ def run_demo(settings: Settings, folder: Path, *, offline: bool, overwrite: bool
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder / SETTINGS, settings, {"verb": "demo", "offline": offline})
     night = alerts_part(settings, folder, offline=offline)
-    page, images_page = folder / REPORT, folder / IMAGES_REPORT
-    write_page(page, build_page(night))  # whatever becomes of the images
-    from tapetum.pipelines import demo_images_page
+    page, images_page, curves_page = folder / REPORT, folder / IMAGES_REPORT, folder / CURVES_REPORT
+    write_page(page, build_page(night))  # whatever becomes of the other parts
+    from tapetum.pipelines import demo_curves_page, demo_images_page
 
     images = images_part(settings, folder, offline=offline, overwrite=overwrite)
     write_page(images_page, demo_images_page.build_images_page(images, folder, REPORT))
-    write_page(page, build_page(night, demo_images_page.headline(images, IMAGES_REPORT)))
+    parts = [demo_images_page.headline(images, IMAGES_REPORT)]
+    write_page(page, build_page(night, parts))
+    curves = curves_part(settings, folder, offline=offline, overwrite=overwrite)
+    write_page(curves_page, demo_curves_page.build_curves_page(curves, REPORT))
+    parts.append(demo_curves_page.headline(curves, CURVES_REPORT))
+    write_page(page, build_page(night, parts))
     return [
         summary(night),
         demo_images_page.summary(images),
+        demo_curves_page.summary(curves),
         f"images: {images_page.absolute()}",
+        f"curves: {curves_page.absolute()}",
         f"report: {page.absolute()}",
     ]
 
@@ -279,18 +313,18 @@ def demo(
         "tapetum-demo"
     ),
     offline: Annotated[
-        bool, typer.Option("--offline", help="Use no network: simulate alerts and images.")
+        bool, typer.Option("--offline", help="Use no network: simulate alerts, images and light curves.")
     ] = False,
     jobs: JobsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Take real survey data all the way, in two parts, each with a report page; the first leads to the second.
+    """Take real survey data all the way, in three parts, each with a report page; the first leads to the others.
 
     Alerts: fetch, read, score, store. Images: simulate a second epoch of a real ZTF quadrant with new sources in it,
-    align, subtract, search it, and tell which of them were found; mask what contaminates it. What is finished is not
-    made again.
+    align, subtract, search it, and tell which of them were found; mask what contaminates it. Light curves: find the
+    periods of real stars of the MACHO survey, fold and classify them. What is finished is not made again.
 
-    Without a network alerts and images are simulated on the spot, and both the command and the pages say so.
+    Without a network all of it is simulated on the spot, and both the command and the pages say so.
 
     Example: tapetum demo -o tapetum-demo
     """

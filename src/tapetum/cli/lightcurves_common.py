@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 CurvesArgument = Annotated[
     list[str],
     typer.Argument(
-        help="Light curves: Parquet, CSV, ECSV, FITS, VOTable, HDF5, matchfiles, HATS catalogues, folders of these."
+        help="Light curves: Parquet, CSV, ECSV, FITS, VOTable, HDF5, matchfiles, HATS catalogues, folders of these; or "
+        "a store, sqlite:///night.db."
     ),
 ]
 ColumnsOption = Annotated[
@@ -179,11 +180,28 @@ def grid_of(**values: Any) -> GridRules:
 
 
 def opened(paths: Sequence[str], how: Reading) -> tuple[list[Source], list[str]]:
-    """The light curves of a command line, and why some cannot be opened."""
+    """The light curves of a command line, files and stores, and why some cannot be opened."""
+    from tapetum.core.errors import InputError, StoreError
     from tapetum.lightcurves.formats.opening import open_each
+    from tapetum.store.curves import is_store, open_store_curves
 
     rejected: list[str] = []
-    return open_each(paths, how, rejected.append), rejected
+    found: list[Source] = []
+    for path in paths:
+        if not is_store(path):
+            found += open_each([path], how, rejected.append)
+            continue
+        try:
+            found.append(open_store_curves(path))
+        except (InputError, StoreError) as problem:
+            rejected.append(str(problem))
+    return found, rejected
+
+
+def inputs_of(paths: Sequence[str], sources: Sequence[Source]) -> list[str]:
+    """What a fingerprint of light curves is made from: files, and the states of stores; no URL with its password."""
+    files = [path for path in paths if "://" not in path]
+    return [*files, *(f"{source.name}@{source.state}" for source in sources if source.state)]
 
 
 def tell_made(report: MadeReport, output: str, *, rows: str) -> None:

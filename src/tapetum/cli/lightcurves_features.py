@@ -39,14 +39,44 @@ from tapetum.cli.lightcurves_common import (
     cleaning_of,
     comma_list,
     grid_of,
+    inputs_of,
     opened,
     reading_of,
     tell_made,
 )
+from tapetum.cli.lightcurves_impute import (
+    ImputeFromOption,
+    ImputeOption,
+    ImputeRestOption,
+    ImputerOption,
+    ImputeRuleOption,
+    SaveImputerOption,
+    imputation_of,
+)
+from tapetum.cli.lightcurves_server import (
+    AlertsOption,
+    AllwiseOption,
+    AskOption,
+    GaiaOption,
+    MoreOption,
+    Ps1Option,
+    QueryOption,
+    StarRadiusOption,
+    ThreadsOption,
+    UserOption,
+    around_of,
+    open_server,
+    server_settings,
+)
 
 if TYPE_CHECKING:
+    from tapetum.core.settings import Settings
+    from tapetum.lightcurves.formats.sources import Source
     from tapetum.lightcurves.periods.search import PeriodRules
+    from tapetum.pipelines.lightcurve_around import AroundOptions
     from tapetum.pipelines.lightcurve_catalogues import CatalogueFile
+    from tapetum.pipelines.lightcurve_features import FeatureOptions
+    from tapetum.pipelines.lightcurve_parts import MadeReport, Recipe
 
 
 def features(
@@ -108,6 +138,22 @@ def features(
             "--bright-stars/--no-bright-stars", help="Leave out sources in the glare of a star of --gaia."
         ),
     ] = True,
+    server: AskOption = None,
+    user: UserOption = None,
+    threads: ThreadsOption = None,
+    gaia_catalogue: GaiaOption = "Gaia_EDR3",
+    ps1_catalogue: Ps1Option = "PS1_DR1",
+    allwise_catalogue: AllwiseOption = "AllWISE",
+    alerts_catalogue: AlertsOption = "ZTF_alerts",
+    server_catalogue: MoreOption = None,
+    query_size_limit: QueryOption = 1000,
+    star_radius: StarRadiusOption = 300.0,
+    impute: ImputeOption = False,
+    imputer: ImputerOption = None,
+    impute_from: ImputeFromOption = None,
+    impute_rule: ImputeRuleOption = None,
+    impute_rest: ImputeRestOption = "keep",
+    save_imputer: SaveImputerOption = None,
     keep: KeepOption = None,
     column: ColumnsOption = None,
     programs: ProgramsOption = None,
@@ -119,22 +165,29 @@ def features(
 
     Example: tapetum lightcurves features lightcurves.parquet --set scope --algorithms LS,CE,AOV -o features.parquet
     """
-    from tapetum.pipelines.lightcurve_features import (
-        PIECE,
-        SEARCHED_PIECE,
-        FeatureOptions,
-        feature_recipe,
-        feature_sets,
-    )
-    from tapetum.pipelines.lightcurve_parts import make_once, parts_of
+    from tapetum.pipelines.lightcurve_features import FeatureOptions, feature_recipe, feature_sets
 
-    settings = settings_of(context, jobs=jobs, scheduler=scheduler)
+    settings = (
+        settings_of(context, jobs=jobs, scheduler=scheduler)
+        if server is None
+        else server_settings(
+            context, None if server == "settings" else server, user, threads, jobs=jobs, scheduler=scheduler
+        )
+    )
     _check(out)
     grid = {
         "samples_per_peak": samples_per_peak, "maximum": max_frequency, "cycles": min_cycles,
         "scale_minimum_period": scale_minimum_period, "remove_terrestrial": remove_terrestrial,
     }  # fmt: skip
     named = feature_sets(sets or ["scope"])
+    asked = None
+    if server is not None:
+        here = {"gaia": gaia, "ps1": ps1, "allwise": allwise, "alerts": alerts}
+        asked = around_of(
+            {"gaia": gaia_catalogue, "ps1": ps1_catalogue, "allwise": allwise_catalogue, "alerts": alerts_catalogue},
+            server_catalogue or [], there=[key for key, path in here.items() if path is not None],
+            stars=bright_stars, radius_arcsec=radius, star_radius_arcsec=star_radius, batch=query_size_limit,
+        )  # fmt: skip
     options = FeatureOptions(
         sets=named,
         periods=_search(
@@ -149,16 +202,53 @@ def features(
         gaia=gaia if bright_stars else None,
         alerts=alerts,
         radius_arcsec=radius,
+        star_radius_arcsec=star_radius,
+        imputation=imputation_of(
+            impute=impute, imputer=imputer, fit_on=impute_from, rules=impute_rule or [], rest=impute_rest,
+            save=save_imputer,
+        ),
+        elsewhere={} if asked is None else asked.described(settings.kowalski.url or ""),
         keep=tuple(keep or ()),
     )  # fmt: skip
-    recipe = feature_recipe(curves, options)
     sources, rejected = opened(curves, reading_of(column, programs, [*(keep or ()), *options.given]))
-    parts = parts_of(sources, PIECE if options.periods is None else SEARCHED_PIECE)
-    with progress_bar("computing features") as progress:
-        report = make_once(
-            parts, recipe, out, settings, overwrite=overwrite, rejected=rejected, progress=progress
-        )
+    recipe = feature_recipe(inputs_of(curves, sources), options)
+    report = _made(sources, recipe, options, asked, out, settings, overwrite=overwrite, rejected=rejected)
     tell_made(report, out, rows="light curves")
+
+
+def _made(
+    sources: list[Source],
+    recipe: Recipe,
+    options: FeatureOptions,
+    asked: AroundOptions | None,
+    out: str,
+    settings: Settings,
+    *,
+    overwrite: bool,
+    rejected: list[str],
+) -> MadeReport:
+    """Ask the server, where there is one; then make the features."""
+    from contextlib import ExitStack
+
+    from tapetum.pipelines.lightcurve_features import PIECE, SEARCHED_PIECE
+    from tapetum.pipelines.lightcurve_parts import make_once, parts_of
+
+    parts = parts_of(sources, PIECE if options.periods is None else SEARCHED_PIECE)
+    with ExitStack() as open_things:
+        if asked is not None and sources:
+            from tapetum.pipelines.lightcurve_around import with_server
+
+            server = open_things.enter_context(open_server(settings.kowalski))
+            with progress_bar("asking the server") as asking:
+                around = with_server(
+                    recipe, options, asked, server, sources, out, overwrite=overwrite,
+                    threads=settings.kowalski.threads, progress=asking,
+                )  # fmt: skip
+                recipe = open_things.enter_context(around)
+        with progress_bar("computing features") as progress:
+            return make_once(
+                parts, recipe, out, settings, overwrite=overwrite, rejected=rejected, progress=progress
+            )
 
 
 def _check(out: str) -> None:

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tapetum.cli.common import OutOption, OverwriteOption, progress_bar, report_rejections, say, settings_of
+from tapetum.cli.common import OutOption, OverwriteOption, progress_bar, report_rejections, say
 from tapetum.cli.lightcurves_common import comma_list, number_range
+from tapetum.cli.lightcurves_impute import (
+    ImputeFromOption,
+    ImputeOption,
+    ImputeRestOption,
+    ImputerOption,
+    ImputeRuleOption,
+    SaveImputerOption,
+    imputation_of,
+)
+from tapetum.cli.lightcurves_server import (
+    FEATURES,
+    SOURCES,
+    ServerOption,
+    ThreadsOption,
+    UserOption,
+    open_server,
+    server_settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tapetum.core.settings import KowalskiSettings, Settings
-    from tapetum.pipelines.lightcurve_fetch import FetchReport, Imputation
+    from tapetum.core.settings import Settings
+    from tapetum.pipelines.lightcurve_fetch import FetchReport
+    from tapetum.pipelines.lightcurve_impute import Imputation
     from tapetum.pipelines.lightcurve_plans import Plan
-    from tapetum.surveys.kowalski import Kowalski
 
-SOURCES, FEATURES = "ZTF_sources_20230109", "ZTF_source_features_DR16"
-ServerOption = Annotated[
-    str | None, typer.Option("--server", metavar="URL", help="Kowalski server. Default: the settings'.")
-]
-UserOption = Annotated[
-    str | None,
-    typer.Option("--user", help="Who asks; the password is in the environment: TAPETUM_KOWALSKI__PASSWORD."),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Questions asked at the same time.")
-]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Take so many.")]
 SkipOption = Annotated[int, typer.Option("--skip", min=0, help="Leave out so many of the first.")]
 
 
 def ids(
     context: typer.Context,
-    field: Annotated[int, typer.Option("--field", help="Field of ZTF.")],
+    fields: Annotated[
+        str, typer.Option("--field", metavar="N|FIRST-LAST,...", help="Fields of ZTF: one, a range, a list.")
+    ],
     out: Annotated[
         str,
         typer.Option("--out", "-o", help="File, by suffix HDF5, Parquet, CSV, ...; a folder if --separate."),
@@ -55,30 +62,50 @@ def ids(
     separate: Annotated[
         bool, typer.Option("--separate", help="A file per quadrant: field_F/data_ccd_CC_quad_Q.h5.")
     ] = False,
+    count: Annotated[
+        bool, typer.Option("--count", "--count-sources", help="No ids, but how many each quadrant has.")
+    ] = False,
     server: ServerOption = None,
     user: UserOption = None,
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Ids of the light curves of a quadrant, of several, or of a whole field.
+    """Ids of the light curves of a quadrant, of several, of whole fields; or how many there are.
 
-    --skip and --limit are of each quadrant.
+    --skip and --limit are of each quadrant. With --count the table is one that `tapetum lightcurves slurm` takes.
 
     Example: tapetum lightcurves ids --field 301 --ccd 2 --quadrant 1-4 -o ids.h5
-    """
-    from tapetum.lightcurves.remote import quadrants_of
-    from tapetum.pipelines.lightcurve_plans import plan_ids, quadrant_path
 
-    settings = _settings(context, server, user, threads)
-    wheres = quadrants_of(field, number_range("--ccd", ccds), number_range("--quadrant", quadrants))
-    wanted = (
-        [(str(quadrant_path(Path(out), where)), [where]) for where in wheres] if separate else [(out, wheres)]
-    )
-    plans = [
-        (path, plan_ids(catalogue, places, min_epochs=min_epochs, skip=skip, limit=limit))
-        for path, places in wanted
-    ]
+    Example: tapetum lightcurves ids --count --field 0-1999 --min-epochs 0 -o quadrants.csv
+    """
+    from tapetum.core.errors import UsageError
+    from tapetum.lightcurves.remote import quadrants_of
+    from tapetum.pipelines.lightcurve_plans import plan_counts, plan_ids, quadrant_path
+
+    settings = server_settings(context, server, user, threads)
+    ranges = number_range("--ccd", ccds), number_range("--quadrant", quadrants)
+    wheres = [where for field in _fields(fields) for where in quadrants_of(field, *ranges)]
+    if count:
+        if separate or skip or limit is not None:
+            raise UsageError("--count counts all of a quadrant; leave --separate, --skip and --limit away")
+        plans = [(out, plan_counts(catalogue, wheres, min_epochs=min_epochs))]
+    else:
+        wanted = (
+            [(str(quadrant_path(Path(out), where)), [where]) for where in wheres]
+            if separate
+            else [(out, wheres)]
+        )
+        plans = [
+            (path, plan_ids(catalogue, places, min_epochs=min_epochs, skip=skip, limit=limit))
+            for path, places in wanted
+        ]
     _carry_out(plans, settings, None, overwrite=overwrite)
+
+
+def _fields(text: str) -> list[int]:
+    """Fields of a list of numbers and ranges, each once."""
+    ranges = [number_range("--field", word) for word in comma_list(text)]
+    return list(dict.fromkeys(field for first, last in ranges for field in range(first, last + 1)))
 
 
 def fetch(
@@ -113,12 +140,12 @@ def fetch(
     matches: Annotated[
         str | None, typer.Option("--matches", metavar="FILE", help="Write which light curves a position has.")
     ] = None,
-    impute: Annotated[
-        bool, typer.Option("--impute", help="Replace missing features, by what is fetched with them.")
-    ] = False,
-    imputer: Annotated[
-        Path | None, typer.Option("--imputer", help="Replace them by this, fitted on a training set (JSON).")
-    ] = None,
+    impute: ImputeOption = False,
+    imputer: ImputerOption = None,
+    impute_from: ImputeFromOption = None,
+    impute_rule: ImputeRuleOption = None,
+    impute_rest: ImputeRestOption = "keep",
+    save_imputer: SaveImputerOption = None,
     server: ServerOption = None,
     user: UserOption = None,
     threads: ThreadsOption = None,
@@ -131,8 +158,12 @@ def fetch(
     from tapetum.core.errors import UsageError
     from tapetum.pipelines.lightcurve_plans import plan_curves, plan_features
 
-    settings = _settings(context, server, user, threads)
-    if kind == "curves" and (impute or imputer):
+    settings = server_settings(context, server, user, threads)
+    imputation = imputation_of(
+        impute=impute, imputer=imputer, fit_on=impute_from, rules=impute_rule or [], rest=impute_rest,
+        save=save_imputer,
+    )  # fmt: skip
+    if kind == "curves" and imputation is not None:
         raise UsageError("--impute is for --kind features: light curves have nothing to impute")
     last = None if limit is None else skip + limit
     chosen = _ids(wanted, catalogue or SOURCES, settings, radius, min_epochs, matches)[skip:last]
@@ -142,28 +173,7 @@ def fetch(
         )
     else:
         plan = plan_features(catalogue or FEATURES, chosen, batch=batch, columns=comma_list(columns))
-    _carry_out([(out, plan)], settings, _imputation(imputer, fit=impute), overwrite=overwrite)
-
-
-def _settings(context: typer.Context, server: str | None, user: str | None, threads: int | None) -> Settings:
-    from tapetum.core.errors import UsageError
-
-    settings = settings_of(context, kowalski__url=server, kowalski__user=user, kowalski__threads=threads)
-    if settings.kowalski.url is None:
-        raise UsageError("no Kowalski server: give --server URL, or set kowalski.url in tapetum.toml")
-    return settings
-
-
-@contextmanager
-def _open(about: KowalskiSettings) -> Iterator[Kowalski]:
-    from tapetum.core.http import HttpClient, Patience
-    from tapetum.surveys.kowalski import GRACE_SECONDS, Kowalski, Login
-
-    password, token = (
-        None if secret is None else secret.get_secret_value() for secret in (about.password, about.token)
-    )
-    with HttpClient(Patience(read_s=about.seconds + GRACE_SECONDS)) as client:
-        yield Kowalski(about.url or "", client, Login(about.user, password, token), seconds=about.seconds)
+    _carry_out([(out, plan)], settings, imputation, overwrite=overwrite)
 
 
 def _ids(
@@ -181,7 +191,7 @@ def _ids(
         table = read_wanted(wanted)  # says why, where it has neither
         if KEY in table.column_names:
             raise
-    with _open(settings.kowalski) as server:
+    with open_server(settings.kowalski) as server:
         found = find_curves(
             server, catalogue, table, radius, min_epochs=min_epochs, threads=settings.kowalski.threads
         )
@@ -191,18 +201,6 @@ def _ids(
     return list(dict.fromkeys(found[KEY].to_pylist()))
 
 
-def _imputation(path: Path | None, *, fit: bool) -> Imputation | None:
-    from tapetum.core.errors import InputError
-    from tapetum.lightcurves.impute import Imputer
-    from tapetum.pipelines.lightcurve_fetch import Imputation
-
-    if path is None:
-        return Imputation() if fit else None
-    if not path.is_file():
-        raise InputError(f"--imputer {path}: no such file")
-    return Imputation(Imputer.from_json(path.read_text(encoding="utf-8")))
-
-
 def _carry_out(
     plans: Sequence[tuple[str, Plan]], settings: Settings, imputation: Imputation | None, *, overwrite: bool
 ) -> None:
@@ -210,7 +208,7 @@ def _carry_out(
     from tapetum.pipelines.lightcurve_fetch import fetch_once
 
     problems: list[str] = []
-    with _open(settings.kowalski) as server:
+    with open_server(settings.kowalski) as server:
         for output, plan in plans:
             with progress_bar("fetching") as progress:
                 report = fetch_once(

@@ -41,6 +41,7 @@ from tapetum.cli.lightcurves_common import (
     cleaning_of,
     comma_list,
     grid_of,
+    inputs_of,
     opened,
     reading_of,
     tell_made,
@@ -126,8 +127,8 @@ def periods(
         positive_errors=positive_errors, brightest=brightest, faintest=faintest, max_time=max_time,
     )  # fmt: skip
     options = PeriodOptions(rules, by, cleaning, tuple(keep or ()), periodograms)
-    recipe = period_recipe(curves, options)
     sources, rejected = opened(curves, reading_of(column, programs, keep))
+    recipe = period_recipe(inputs_of(curves, sources), options)
     parts = period_parts(sources, by)
     with progress_bar("searching for periods") as progress:
         report = make_once(

@@ -9,6 +9,16 @@ import typer
 
 from tapetum.cli import training, training_evaluate
 from tapetum.cli.common import JsonOption, progress_bar, say
+from tapetum.cli.models_scope import (
+    AlgorithmOption,
+    ClassOption,
+    FeatureStatsOption,
+    PeriodSuffixOption,
+    ScalingOption,
+    ScopeConfigOption,
+    TrainingSetOption,
+    import_of_scope,
+)
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Networks: list, show, verify, import, train."
@@ -112,8 +122,9 @@ def import_(
         Path,
         typer.Argument(
             metavar="FILE|maximask|maxitrack",
-            help="Keras whole-model file (.h5); for MaxiMask and MaxiTrack a SavedModel folder or the wheel. Or the "
-            "word maximask or maxitrack alone: the published network, from the package index.",
+            help="Keras whole-model file (.h5); boosted trees of SCoPe (.json); for MaxiMask and MaxiTrack a "
+            "SavedModel folder or the wheel. Or the word maximask or maxitrack alone: the published network, from the "
+            "package index.",
         ),
     ],
     name: Annotated[
@@ -131,17 +142,24 @@ def import_(
     pad_side: Annotated[str | None, typer.Option(help="bottom_right (default) or centre.")] = None,
     pad_value: Annotated[float | None, typer.Option(help="What fills small stamps; default 0.")] = None,
     pad_when: Annotated[str | None, typer.Option(help="before or after (default) normalisation.")] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Packet fields of a feature input, in order: a,b,c.")
-    ] = None,
+    features: Annotated[str | None, typer.Option(help="Fields of a feature input, in order: a,b,c.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the network.")] = None,
     version: Annotated[str | None, typer.Option(help="Version to give it; default 1.0.0.")] = None,
+    class_name: ClassOption = None,
+    algorithm: AlgorithmOption = None,
+    scope_config: ScopeConfigOption = None,
+    feature_stats: FeatureStatsOption = None,
+    training_set: TrainingSetOption = None,
+    period_suffix: PeriodSuffixOption = None,
+    scaling: ScalingOption = None,
 ) -> None:
     """Turn a foreign network into an ONNX model with a card, without TensorFlow; again the same file does nothing.
 
     Example: tapetum models import d6_m7.h5 --name braai-d6-m7
 
     Example: tapetum models import maximask
+
+    Example: tapetum models import dscu.json --class dscu --algorithm xgb --training-set training.parquet
     """
     import datetime
 
@@ -163,6 +181,13 @@ def import_(
         "version": version,
     }
     given = {key: value for key, value in said.items() if value is not None}
+    of_scope = {
+        "config": scope_config, "statistics": feature_stats, "training_set": training_set,
+        "period_suffix": period_suffix, "scaling": scaling,
+    }  # fmt: skip
+    if class_name is not None or algorithm is not None or any(of_scope.values()):
+        import_of_scope(file, name, class_name, algorithm, of_scope, given)
+        return
     if name is None or (name == str(file) and name in PUBLISHED and not file.exists()):
         if str(file) not in PUBLISHED:
             raise typer.BadParameter("give the network a name", param_hint="--name")

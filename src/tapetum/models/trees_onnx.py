@@ -85,16 +85,7 @@ def trees_to_onnx(trees: Trees, input_name: str = INPUT, output_name: str = OUTP
     The sum of the leaves is ``TreeEnsembleRegressor``'s, then comes a sigmoid: ``TreeEnsembleClassifier`` would give
     two columns for one class, and is told apart by the number of its weights.
     """
-    nodes: dict[str, list[Any]] = {
-        key: []
-        for key in (
-            "nodes_treeids", "nodes_nodeids", "nodes_featureids", "nodes_modes", "nodes_values",
-            "nodes_truenodeids", "nodes_falsenodeids", "nodes_missing_value_tracks_true",
-            "target_treeids", "target_nodeids", "target_ids", "target_weights",
-        )
-    }  # fmt: skip
-    for number, tree in enumerate(trees.trees):
-        _add_tree(nodes, number, tree)
+    nodes = ensemble_of(trees.trees)
     ensemble = helper.make_node(
         "TreeEnsembleRegressor", [input_name], ["margin"], domain="ai.onnx.ml", n_targets=1,
         aggregate_function="SUM", post_transform="NONE", base_values=[trees.base], **nodes,
@@ -111,7 +102,32 @@ def trees_to_onnx(trees: Trees, input_name: str = INPUT, output_name: str = OUTP
     return written
 
 
-def _add_tree(nodes: dict[str, list[Any]], number: int, tree: dict[str, Any]) -> None:
+def ensemble_of(
+    trees: Sequence[dict[str, Any]], targets: Sequence[int] | None = None
+) -> dict[str, list[Any]]:
+    """The attributes of ``TreeEnsembleRegressor`` that are its trees, as xgboost's JSON has them.
+
+    Parameters
+    ----------
+    trees
+        Of ``gradient_booster.model.trees``.
+    targets
+        Which number of a row each of them adds to; None: there is one.
+    """
+    nodes: dict[str, list[Any]] = {
+        key: []
+        for key in (
+            "nodes_treeids", "nodes_nodeids", "nodes_featureids", "nodes_modes", "nodes_values",
+            "nodes_truenodeids", "nodes_falsenodeids", "nodes_missing_value_tracks_true",
+            "target_treeids", "target_nodeids", "target_ids", "target_weights",
+        )
+    }  # fmt: skip
+    for number, tree in enumerate(trees):
+        _add_tree(nodes, number, tree, 0 if targets is None else targets[number])
+    return nodes
+
+
+def _add_tree(nodes: dict[str, list[Any]], number: int, tree: dict[str, Any], target: int) -> None:
     left: Sequence[int] = tree["left_children"]
     for node, child in enumerate(left):
         leaf = child == LEAF
@@ -130,7 +146,7 @@ def _add_tree(nodes: dict[str, list[Any]], number: int, tree: dict[str, Any]) ->
         if leaf:
             nodes["target_treeids"].append(number)
             nodes["target_nodeids"].append(node)
-            nodes["target_ids"].append(0)
+            nodes["target_ids"].append(target)
             nodes["target_weights"].append(tree["split_conditions"][node])
 
 

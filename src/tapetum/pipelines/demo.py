@@ -222,13 +222,13 @@ def choose(alerts: Sequence[ReportAlert], threshold: float) -> Choice:
     return Choice(best, _one_per_object(doubtful)[:DOUBTFUL], worst)
 
 
-def build_page(report: NightReport, second_part: Facts | None = None) -> Page:
+def build_page(report: NightReport, other_parts: Sequence[Facts] = ()) -> Page:
     """The report as a page.
 
     Parameters
     ----------
-    second_part
-        The result of the demo's other part, and the way to its page; None where there is none.
+    other_parts
+        The result of each of the demo's other parts, and the way to its page.
     """
     choice = choose(report.alerts, report.threshold.level)
     galleries = (
@@ -241,8 +241,8 @@ def build_page(report: NightReport, second_part: Facts | None = None) -> Page:
         ("Most likely bogus", choice.worst, "The least likely to be real, the worst first."),
     )
     sections: list[Section] = [
-        Facts(_facts(report), "" if second_part is None else "Part 1: alerts"),
-        *([] if second_part is None else [second_part]),
+        Facts(_facts(report), "Part 1: alerts" if other_parts else ""),
+        *other_parts,
         *(_gallery(report, title, alerts, text) for title, alerts, text in galleries),
         _ranking(report),
         _distribution(report),

@@ -54,11 +54,14 @@ class CatalogueFile:
         As `tapetum.report.read_tables.read_table` takes it, with positions in degrees.
     columns
         Taken of it; empty: those of `DESCRIBED`, or all.
+    matched
+        It has a row for each position of a light curve, with columns under their long names: what a server said.
     """
 
     name: str
     path: str
     columns: tuple[str, ...] = ()
+    matched: bool = False
 
 
 class LocalCatalogue:
@@ -97,6 +100,8 @@ def read_local(file: CatalogueFile) -> LocalCatalogue:
     """
     table = read_table(file.path)
     ra, dec = _positions(table, file.path)
+    if file.matched:
+        return LocalCatalogue(ra, dec, table.drop_columns(["ra", "dec"]))
     lower = {name.lower(): name for name in reversed(table.column_names)}
     key = next((lower[name] for name in ID_NAMES if name in lower), None)
     wanted = file.columns or tuple(
@@ -152,9 +157,18 @@ def nearest_entries(
 
 
 class BrightStars:
-    """Gaia's bright stars out of a local table."""
+    """Gaia's bright stars out of a local table.
 
-    def __init__(self, path: str) -> None:
+    Parameters
+    ----------
+    path
+        Of the table.
+    cone_arcsec
+        Stars farther than this from a source are not looked at.
+    """
+
+    def __init__(self, path: str, cone_arcsec: float = CONE_ARCSEC) -> None:
+        self._cone_arcsec = cone_arcsec
         table = read_table(path)
         absent = [name for name in (G, COLOUR) if name not in table.column_names]
         if G in absent or (absent and not {BP, RP} <= set(table.column_names)):
@@ -169,10 +183,11 @@ class BrightStars:
 
     def spoil(self, ra: Array, dec: Array) -> NDArray[np.bool_]:
         """Which positions a bright star is too close to."""
-        part = self._stars.near(dec[np.isfinite(dec)], CONE_ARCSEC)
+        part = self._stars.near(dec[np.isfinite(dec)], self._cone_arcsec)
         table = self._stars.table.slice(part.start, part.stop - part.start)
         stars = self._stars.ra[part], self._stars.dec[part]
-        return near_bright_stars(ra, dec, *stars, table[G].to_numpy(), table[COLOUR].to_numpy()).excluded
+        colours = table[G].to_numpy(), table[COLOUR].to_numpy()
+        return near_bright_stars(ra, dec, *stars, *colours, self._cone_arcsec).excluded
 
 
 class Alerts:

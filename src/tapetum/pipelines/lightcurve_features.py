@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tapetum.core.errors import InputError, UsageError
+from tapetum.lightcurves.bright_stars import CONE_ARCSEC
 from tapetum.lightcurves.clean import Cleaned, CleaningRules, clean
 from tapetum.lightcurves.curves import KEY, LightCurves
 from tapetum.lightcurves.features import SETS, FeatureSet, feature_table, features_of
@@ -25,11 +26,13 @@ from tapetum.pipelines.lightcurve_catalogues import (
     nearest_entries,
     read_local,
 )
+from tapetum.pipelines.lightcurve_impute import IMPUTED, Imputation, impute_parts
 from tapetum.pipelines.lightcurve_parts import Part, Recipe
 from tapetum.pipelines.outputs import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from pydantic import BaseModel
@@ -46,6 +49,7 @@ DESCRIPTIONS = {
     "n_after": "points that are left",
     "n_ztf_alerts": "alerts around the position",
     "mean_ztf_alert_braai": "their mean score, 0 where there is none",
+    IMPUTED: "features that were missing and have been replaced",
 }
 ONES = "Ones"  # name of the period of one day, where none is searched for
 BEST = "best"  # of the final period
@@ -75,6 +79,12 @@ class FeatureOptions:
         Table of alerts, of which those at the position are counted.
     radius_arcsec
         Farthest entry of a catalogue that counts.
+    star_radius_arcsec
+        Farthest bright star that counts.
+    imputation
+        How missing features are replaced; None: they stay missing.
+    elsewhere
+        What is asked of a server (`tapetum.pipelines.lightcurve_around`), as plain values.
     keep
         More columns of the light curves, for instance a label.
     """
@@ -87,13 +97,17 @@ class FeatureOptions:
     gaia: str | None = None
     alerts: str | None = None
     radius_arcsec: float = RADIUS_ARCSEC
+    star_radius_arcsec: float = CONE_ARCSEC
+    imputation: Imputation | None = None
+    elsewhere: Mapping[str, Any] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:
         """Tables that are read beside the light curves."""
         others = [path for path in (self.gaia, self.alerts) if path is not None]
-        return [*(catalogue.path for catalogue in self.catalogues), *others]
+        fitted = [] if self.imputation is None else self.imputation.files
+        return [*(catalogue.path for catalogue in self.catalogues), *others, *fitted]
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -105,10 +119,14 @@ class FeatureOptions:
 
     def described(self) -> dict[str, Any]:
         """What is decided, as plain values."""
-        plain: dict[str, Any] = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        plain: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if value not in (None, (), {})
+        }
         plain["periods"] = None if self.periods is None else dumped(self.periods)
         plain["cleaning"] = dumped(self.cleaning)
         plain["catalogues"] = [[each.name, each.path, *each.columns] for each in self.catalogues]
+        if self.imputation is not None:
+            plain["imputation"] = self.imputation.described()
         return plain
 
 
@@ -163,13 +181,18 @@ def feature_recipe(paths: Sequence[str], options: FeatureOptions) -> Recipe:
         fingerprint([*paths, *options.files], {"verb": "features", **described}),
         units,
         descriptions,
+        finish=None if options.imputation is None else partial(_imputed, options.imputation),
     )
+
+
+def _imputed(imputation: Imputation, paths: Sequence[Path]) -> Sequence[Path]:
+    return impute_parts(paths, imputation).paths
 
 
 def feature_maker(options: FeatureOptions) -> Callable[[Part], Iterator[pa.Table]]:
     """The function of a worker, which has read the catalogues."""
     catalogues = [read_local(file) for file in options.catalogues]
-    stars = None if options.gaia is None else BrightStars(options.gaia)
+    stars = None if options.gaia is None else BrightStars(options.gaia, options.star_radius_arcsec)
     alerts = None if options.alerts is None else Alerts(options.alerts)
     return partial(_features_of_part, options, catalogues, stars, alerts)
 
@@ -181,16 +204,45 @@ def _features_of_part(
     alerts: Alerts | None,
     part: Part,
 ) -> Iterator[pa.Table]:
-    for curves in part.batches(CURVES_AT_A_TIME):
-        ra, dec = position_of(curves)
-        cleaned = clean(curves, options.cleaning, None if stars is None else stars.spoil(ra, dec))
-        columns = about_curves(curves, options.keep) | about_cleaning(cleaned)
-        columns |= spread(_features(cleaned.curves, options), cleaned.kept)
-        for catalogue in catalogues:
-            columns |= _by_name(nearest_entries(catalogue, ra, dec, options.radius_arcsec))
-        if alerts is not None:
-            columns |= _by_name(alerts.around(ra, dec, options.radius_arcsec))
-        yield pa.table(columns)
+    for curves in batches_or_none(part, CURVES_AT_A_TIME, (*options.keep, *options.given)):
+        yield _features_of_curves(options, catalogues, stars, alerts, curves)
+
+
+def batches_or_none(part: Part, n: int, names: Iterable[str] = ()) -> Iterator[LightCurves]:
+    """Light curves of a part; if it has none, a batch without any: so that its table has columns, and no row.
+
+    Parameters
+    ----------
+    names
+        Columns beside the light curves that will be asked for.
+    """
+    empty = True
+    for curves in part.batches(n):
+        empty = False
+        yield curves
+    if empty:
+        kinds: dict[str, pa.DataType] = {KEY: pa.string(), "ra": pa.float64(), "dec": pa.float64()}
+        kinds |= {name: pa.float64() if name.startswith("period") else pa.null() for name in names}
+        none = pa.table({name: pa.array([], kind) for name, kind in kinds.items()})
+        yield LightCurves.of_lists([], [], [], none)
+
+
+def _features_of_curves(
+    options: FeatureOptions,
+    catalogues: Sequence[LocalCatalogue],
+    stars: BrightStars | None,
+    alerts: Alerts | None,
+    curves: LightCurves,
+) -> pa.Table:
+    ra, dec = position_of(curves)
+    cleaned = clean(curves, options.cleaning, None if stars is None else stars.spoil(ra, dec))
+    columns = about_curves(curves, options.keep) | about_cleaning(cleaned)
+    columns |= spread(_features(cleaned.curves, options), cleaned.kept)
+    for catalogue in catalogues:
+        columns |= _by_name(nearest_entries(catalogue, ra, dec, options.radius_arcsec))
+    if alerts is not None:
+        columns |= _by_name(alerts.around(ra, dec, options.radius_arcsec))
+    return pa.table(columns)
 
 
 def about_curves(curves: LightCurves, keep: Sequence[str] = ()) -> dict[str, Any]:

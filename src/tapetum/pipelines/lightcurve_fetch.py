@@ -21,16 +21,15 @@ from tapetum import __version__
 from tapetum.core.progress import Progress, no_progress
 from tapetum.core.settings import without_password
 from tapetum.core.threads import in_threads
-from tapetum.lightcurves.curves import KEY
 from tapetum.lightcurves.formats.opening import open_curves, write_curves
-from tapetum.lightcurves.impute import Imputer, Strategy, described_strategies
 from tapetum.lightcurves.remote import DMDT
+from tapetum.pipelines.lightcurve_impute import Imputation, impute_parts
 from tapetum.pipelines.lightcurve_parts import common_schema, conform, folder_of_parts, parts_folder
 from tapetum.pipelines.outputs import STDOUT, fingerprint, finished_run, record_settings
 from tapetum.report.tables import table_format, write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tapetum.core.settings import Settings
     from tapetum.pipelines.lightcurve_plans import Batch, Plan
@@ -82,28 +81,6 @@ class FetchReport:
     finished: bool = False
 
 
-def keep_others(names: Iterable[str]) -> dict[str, Strategy]:
-    """The described rules, but no row is dropped for a feature that has none."""
-    return described_strategies(names, Strategy.KEEP)
-
-
-@dataclass(frozen=True)
-class Imputation:
-    """How missing features are replaced on the way.
-
-    Attributes
-    ----------
-    imputer
-        Fitted on a training set; None fits one to what is fetched: the described way, in which what a source gets
-        depends on which others are fetched with it.
-    strategies
-        Gives the rules for that, of the names of all columns of numbers; a column without any value has none.
-    """
-
-    imputer: Imputer | None = None
-    strategies: Callable[[Iterable[str]], Mapping[str, Strategy]] = field(default_factory=lambda: keep_others)
-
-
 def fetch_once(
     plan: Plan,
     server: Kowalski,
@@ -148,8 +125,9 @@ def fetch_once(
 def _made_from(plan: Plan, server: Kowalski, imputation: Imputation | None) -> str:
     if imputation is None:
         return plan.made_from(server)
-    rules = imputation.imputer.to_json() if imputation.imputer else "fitted here"
-    return fingerprint([], {"plan": plan.made_from(server), "imputation": rules})
+    return fingerprint(
+        imputation.files, {"plan": plan.made_from(server), "imputation": imputation.described()}
+    )
 
 
 def fetch(
@@ -259,19 +237,23 @@ def _written(
     metadata = _metadata(plan, server, paths, problems)
     if plan.kind == "ids":
         metadata["counts"] = json.dumps(counts)
-    dropped: list[int] = []
+    n_dropped = 0
     left_out: tuple[str, ...] = ()
     if plan.kind == "curves":
         write_curves(open_curves(paths), output, metadata=metadata)
     else:
-        left_out = _write_joined(plan, paths, output, metadata, imputation, dropped)
+        if imputation is not None:
+            done = impute_parts(paths, imputation)
+            paths, n_dropped = list(done.paths), done.n_dropped
+            metadata["imputation"] = json.dumps(done.strategies)
+        left_out = _write_joined(plan, paths, output, metadata)
     n_asked = sum(len(batch.content) for batch, _ in there if isinstance(batch.content, tuple))
     n_found = sum(counts.values())
     return FetchReport(
-        n_rows=n_found - sum(dropped),
+        n_rows=n_found - n_dropped,
         n_asked=n_asked,
         n_missing=max(n_asked - n_found, 0),
-        n_dropped=sum(dropped),
+        n_dropped=n_dropped,
         n_reused=n_reused,
         problems=problems,
         left_out=left_out,
@@ -295,61 +277,22 @@ def _metadata(plan: Plan, server: Kowalski, paths: Sequence[Path], problems: Seq
 
 
 def _write_joined(
-    plan: Plan,
-    paths: Sequence[Path],
-    output: str,
-    metadata: dict[str, str],
-    imputation: Imputation | None,
-    dropped: list[int],
+    plan: Plan, paths: Sequence[Path], output: str, metadata: dict[str, str]
 ) -> tuple[str, ...]:
     """Write parts one after the other; the columns that the output cannot hold."""
-    imputer = _imputer(paths, imputation)
-    if imputer is not None:
-        metadata["imputation"] = json.dumps(imputer.strategies)
-    schema = _common_schema(paths, imputer)
-    left_out = (DMDT,) if table_format(output) == "csv" and DMDT in schema.names else ()
-    schema = pa.schema([column for column in schema if column.name not in left_out])
-    rows = pa.RecordBatchReader.from_batches(schema, _rows(paths, schema, imputer, dropped))
+    # a feature that nobody has is still a number
+    fields = [
+        column.with_type(pa.float64()) if pa.types.is_null(column.type) else column
+        for column in common_schema(paths)
+    ]
+    left_out = (DMDT,) if table_format(output) == "csv" and any(f.name == DMDT for f in fields) else ()
+    schema = pa.schema([column for column in fields if column.name not in left_out])
+    rows = pa.RecordBatchReader.from_batches(schema, _rows(paths, schema))
     write_table(rows, output, metadata, plan.units, sidecar=True)
     return left_out
 
 
-def _common_schema(paths: Sequence[Path], imputer: Imputer | None) -> pa.Schema:
-    """Columns of all parts; where one has whole numbers and another has not, none has."""
-    joint = common_schema(paths)
-    fields = []
-    for column in joint:
-        rule = imputer.strategies.get(column.name) if imputer else None
-        no_longer_whole = pa.types.is_integer(column.type) and rule in (Strategy.MEDIAN, Strategy.REGRESS)
-        # a feature that nobody has is still a number
-        is_float = no_longer_whole or pa.types.is_null(column.type)
-        fields.append(column.with_type(pa.float64()) if is_float else column)
-    return pa.schema(fields)
-
-
-def _rows(
-    paths: Sequence[Path], schema: pa.Schema, imputer: Imputer | None, dropped: list[int]
-) -> Iterator[pa.RecordBatch]:
-    """One part after the other, with all columns; `dropped` learns how many rows are left out of each."""
+def _rows(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """One part after the other, with all columns."""
     for path in paths:
-        table = conform(pq.read_table(path), schema)
-        if imputer is not None:
-            before = table.num_rows
-            table = conform(imputer.apply(table).table, schema)
-            dropped.append(before - table.num_rows)
-        yield from table.combine_chunks().to_batches()
-
-
-def _imputer(paths: Sequence[Path], imputation: Imputation | None) -> Imputer | None:
-    if imputation is None or imputation.imputer is not None:
-        return imputation.imputer if imputation else None
-    schema = _common_schema(paths, None)
-    numbers = [
-        column
-        for column in schema
-        if column.name != KEY and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
-    ]
-    parts = [conform(pq.read_table(path), pa.schema(numbers)) for path in paths]
-    table = pa.concat_tables(parts)
-    known = [name for name in table.column_names if table[name].null_count < table.num_rows]
-    return Imputer.fit(table, imputation.strategies(known))
+        yield from conform(pq.read_table(path), schema).combine_chunks().to_batches()

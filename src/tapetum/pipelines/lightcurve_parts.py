@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -50,9 +50,21 @@ ROWS_AT_A_TIME = 256  # of the finished parts: a row may hold whole periodograms
 SHARES = 16  # of sources whose curves may be anywhere in the input
 
 
+class Unit(Protocol):
+    """What is worked on at a time: light curves, or rows that were made of some."""
+
+    @property
+    def number(self) -> int:
+        """Its place among all."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """A unit of work.
+    """A unit of work with light curves.
 
     Attributes
     ----------
@@ -118,16 +130,23 @@ class Recipe:
     apart
         File for the columns whose names begin with `APART`, with the keys of their rows, not sorted; None: there
         are none.
+    words
+        More metadata of the output.
+    finish
+        Makes other parts of all that are there, in their folder, of which the output is joined: for what depends on
+        all of them.
     """
 
     verb: str
-    setup: Callable[[], Callable[[Part], Iterable[pa.Table]]]
+    setup: Callable[[], Callable[[Any], Iterable[pa.Table]]]
     options: Mapping[str, Any]
     made_from: str
     units: Mapping[str, str] = field(default_factory=dict)
     descriptions: Mapping[str, str] = field(default_factory=dict)
     key: str | None = None
     apart: str | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+    finish: Callable[[Sequence[Path]], Sequence[Path]] | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +217,7 @@ def _rows_of(source: Source) -> int | None:
 
 
 def make_once(
-    parts: Sequence[Part],
+    parts: Sequence[Unit],
     recipe: Recipe,
     output: str,
     settings: Settings,
@@ -215,7 +234,7 @@ def make_once(
     Parameters
     ----------
     parts
-        Of the light curves.
+        Units of work, numbered; of what kind is for the recipe to know.
     recipe
         What is made of them.
     output
@@ -250,7 +269,8 @@ def make_once(
         there = [path for part in parts if (path := _path_of(folder, part)).exists()]
         report = MadeReport(n_parts=len(there), n_reused=n_reused, problems=tuple(problems))
         if there:
-            n_rows, left_out = _write_joined(there, recipe, output, problems)
+            final = there if recipe.finish is None else recipe.finish(there)
+            n_rows, left_out = _write_joined(final, recipe, output, problems)
             report = MadeReport(n_rows, len(there), n_reused, tuple(problems), left_out)
     if output != STDOUT and there:
         record_settings(
@@ -280,19 +300,19 @@ def folder_of_parts(output: str, made_from: str) -> Iterator[Path]:
     yield folder
 
 
-def _path_of(folder: Path, part: Part) -> Path:
+def _path_of(folder: Path, part: Unit) -> Path:
     return folder / f"{part.number:06d}.parquet"
 
 
 def _make_parts(
-    parts: Sequence[Part], recipe: Recipe, folder: Path, settings: Settings, progress: Progress
+    parts: Sequence[Unit], recipe: Recipe, folder: Path, settings: Settings, progress: Progress
 ) -> tuple[list[str], int]:
     """Make what is not there yet; why some failed, and how many were there."""
     missing = [part for part in parts if not _path_of(folder, part).exists()]
     n_reused = len(parts) - len(missing)
     progress(n_reused, len(parts))
     problems: list[str] = []
-    results: Iterator[tuple[Part, Outcome]] = run_over(
+    results: Iterator[tuple[Unit, Outcome]] = run_over(
         missing,
         partial(_maker, recipe.setup, folder),
         settings.jobs,
@@ -307,12 +327,12 @@ def _make_parts(
 
 
 def _maker(
-    setup: Callable[[], Callable[[Part], Iterable[pa.Table]]], folder: Path
-) -> Callable[[Part], Outcome]:
+    setup: Callable[[], Callable[[Any], Iterable[pa.Table]]], folder: Path
+) -> Callable[[Unit], Outcome]:
     return partial(_make, setup(), folder)
 
 
-def _make(work: Callable[[Part], Iterable[pa.Table]], folder: Path, part: Part) -> Outcome:
+def _make(work: Callable[[Any], Iterable[pa.Table]], folder: Path, part: Unit) -> Outcome:
     """The rows of a part, in a file that appears whole."""
     try:
         path = str(_path_of(folder, part))
@@ -452,6 +472,7 @@ def _metadata(recipe: Recipe, paths: Sequence[Path], problems: Sequence[str]) ->
         "made_end_utc": times[-1],
         "options": json.dumps(dict(recipe.options), default=str, sort_keys=True),
     }
+    words |= recipe.words
     return words | ({"not_in_it": json.dumps(list(problems)[:100])} if problems else {})
 
 

@@ -20,6 +20,7 @@ from tapetum.pipelines.lightcurve_features import (
     UNITS,
     about_cleaning,
     about_curves,
+    batches_or_none,
     dumped,
     position_of,
     spread,
@@ -130,7 +131,7 @@ def _rules(options: PeriodOptions) -> tuple[PeriodRules, int]:
 
 def _by_curve(options: PeriodOptions, part: Part) -> Iterator[pa.Table]:
     rules, n = _rules(options)
-    for curves in part.batches(n):
+    for curves in batches_or_none(part, n, options.keep):
         cleaned = clean(curves, options.cleaning)
         found = spread(_periods(cleaned.curves, rules, KEY), cleaned.kept)
         del found[KEY]

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+
 from tapetum.core.errors import UsageError
+from tapetum.lightcurves.around import (
+    BRIGHT_RADIUS_ARCSEC,
+    MATCH_RADIUS_ARCSEC,
+    fetch_alert_statistics,
+    fetch_bright_stars,
+    fetch_matches,
+)
 from tapetum.lightcurves.formats.nested import nested_table
 from tapetum.lightcurves.remote import (
     PAGE,
@@ -14,6 +23,7 @@ from tapetum.lightcurves.remote import (
     ROW_UNITS,
     Quadrant,
     batches_of,
+    count_ids,
     fetch_curves,
     fetch_features,
     fetch_ids,
@@ -24,12 +34,11 @@ from tapetum.report.tables import table_format
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    import pyarrow as pa
-
     from tapetum.surveys.kowalski import Kowalski
 
 BATCH = 1000  # light curves per question
-Kind = Literal["ids", "curves", "features"]
+Kind = Literal["ids", "counts", "curves", "features", "around"]
+Position = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,11 @@ class Batch:
     name
         For messages.
     content
-        The quadrant, or the ids.
+        The quadrant, the quadrants of a field, the ids, or the positions [deg].
     """
 
     name: str
-    content: Quadrant | tuple[str, ...]
+    content: Quadrant | tuple[Quadrant, ...] | tuple[str, ...] | tuple[Position, ...]
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,29 @@ def plan_ids(
     return Plan("ids", catalogue, tuple(Batch(str(where), where) for where in wheres), ask, options)
 
 
+def plan_counts(
+    catalogue: str, wheres: Sequence[Quadrant], *, min_epochs: int = 0, epochs: str | None = None
+) -> Plan:
+    """How many light curves each quadrant has, one batch per field; see `tapetum.lightcurves.remote.count_ids`.
+
+    Raises
+    ------
+    UsageError
+        There is no quadrant, or a number is out of its range.
+    """
+    if not wheres or min_epochs < 0:
+        raise UsageError(f"{len(wheres)} quadrants, minimum epochs {min_epochs}: there is nothing to count")
+    fields: dict[int, list[Quadrant]] = {}
+    for where in wheres:
+        fields.setdefault(where.field, []).append(where)
+
+    def ask(server: Kowalski, of_field: Sequence[Quadrant]) -> pa.Table:
+        return count_ids(server, catalogue, of_field, min_epochs=min_epochs, epochs=epochs, threads=1)
+
+    batches = tuple(Batch(f"field {field}", tuple(of_field)) for field, of_field in fields.items())
+    return Plan("counts", catalogue, batches, ask, {"min_epochs": min_epochs, "epochs": epochs})
+
+
 def plan_curves(
     catalogue: str,
     ids: Sequence[str],
@@ -169,6 +201,98 @@ def plan_features(
         return fetch_features(server, catalogue, wanted, columns)
 
     return Plan("features", catalogue, _id_batches(ids, batch), ask, {"columns": list(columns)})
+
+
+def plan_matches(
+    catalogue: str,
+    positions: Sequence[Position],
+    columns: Sequence[str],
+    radius_arcsec: float = MATCH_RADIUS_ARCSEC,
+    *,
+    batch: int = BATCH,
+) -> Plan:
+    """The nearest entry of a catalogue to each position; see `tapetum.lightcurves.around.fetch_matches`.
+
+    Its table has `ra` and `dec` of the position that was asked for, and the columns of the entry.
+
+    Raises
+    ------
+    UsageError
+        There is no position.
+    """
+
+    def ask(server: Kowalski, wanted: Sequence[Position]) -> pa.Table:
+        ra, dec = _columns(wanted)
+        found = fetch_matches(server, catalogue, ra, dec, columns, radius_arcsec, threads=1, at_a_time=batch)
+        return _of_positions(ra, dec, found)
+
+    options = {"columns": list(columns), "radius_arcsec": radius_arcsec}
+    return Plan("around", catalogue, _position_batches(positions, batch), ask, options)
+
+
+def plan_alerts(
+    catalogue: str,
+    positions: Sequence[Position],
+    radius_arcsec: float = MATCH_RADIUS_ARCSEC,
+    *,
+    batch: int = BATCH,
+) -> Plan:
+    """Number and mean score of the alerts around each position; as `plan_matches`.
+
+    See `tapetum.lightcurves.around.fetch_alert_statistics`.
+    """
+
+    def ask(server: Kowalski, wanted: Sequence[Position]) -> pa.Table:
+        ra, dec = _columns(wanted)
+        found = fetch_alert_statistics(
+            server, ra, dec, radius_arcsec, catalogue=catalogue, threads=1, at_a_time=batch
+        )
+        return _of_positions(ra, dec, found)
+
+    options = {"radius_arcsec": radius_arcsec}
+    return Plan("around", catalogue, _position_batches(positions, batch), ask, options)
+
+
+def plan_bright_stars(
+    catalogue: str,
+    positions: Sequence[Position],
+    radius_arcsec: float = BRIGHT_RADIUS_ARCSEC,
+    *,
+    batch: int = BATCH,
+) -> Plan:
+    """Bright stars near positions, some more than once; see `tapetum.lightcurves.around.fetch_bright_stars`."""
+
+    def ask(server: Kowalski, wanted: Sequence[Position]) -> pa.Table:
+        return fetch_bright_stars(server, *_columns(wanted), radius_arcsec, catalogue=catalogue, threads=1)
+
+    options = {"radius_arcsec": radius_arcsec, "bright": True}
+    return Plan("around", catalogue, _position_batches(positions, batch), ask, options)
+
+
+def _columns(positions: Sequence[Position]) -> tuple[list[float], list[float]]:
+    return [ra for ra, _ in positions], [dec for _, dec in positions]
+
+
+def _of_positions(ra: Sequence[float], dec: Sequence[float], found: pa.Table) -> pa.Table:
+    """What was found with the positions in front; a column without any value has no type, so that batches fit."""
+    columns = {"ra": pa.array(ra, pa.float64()), "dec": pa.array(dec, pa.float64())}
+    for name in found.column_names:
+        column = found[name]
+        columns[name] = pa.nulls(len(column)) if column.null_count == len(column) else column
+    return pa.table(columns)
+
+
+def _position_batches(positions: Sequence[Position], size: int) -> tuple[Batch, ...]:
+    if not positions or size < 1:
+        raise UsageError(f"{len(positions)} positions in batches of {size}: there is nothing to ask for")
+    starts = range(0, len(positions), size)
+    return tuple(
+        Batch(
+            f"positions {start + 1} to {min(start + size, len(positions))}",
+            tuple(positions[start : start + size]),
+        )
+        for start in starts
+    )
 
 
 def _id_batches(ids: Sequence[str], size: int) -> tuple[Batch, ...]:

@@ -28,6 +28,9 @@ BAND_COLOURS = {
 OTHER_COLOUR = "var(--ink-soft, #555)"
 LEAST_MAG_SPAN = 0.5  # a steady source shall not look like a wild one
 LEAST_DAY_SPAN = 1.0
+MOST_FOLDED, MOST_WITH_ERRORS = 500, 150  # points of a folded curve; each is drawn twice
+PHASE_BINS = 20
+OUTLYING_PERCENT = 0.3  # of the points of a band, at either end
 CLOUDED_PERCENT = 10.0  # so many of the brightest upper limits do not stretch the axis
 
 
@@ -89,6 +92,83 @@ def light_curve_svg(
     marks += _legend(frame, sorted({band[row] for row in np.flatnonzero(shown).tolist()}))
     title = f"light curve: {int(detected.sum())} detections, {int(limited.sum())} upper limits"
     return svg.picture(width, height, marks, title)
+
+
+def folded_svg(
+    time: NDArray[np.floating],
+    period: float,
+    band: Sequence[str],
+    mag: NDArray[np.floating],
+    mag_err: NDArray[np.floating],
+    *,
+    width: float = 380.0,
+    height: float = 210.0,
+) -> str:
+    """A light curve folded with a period, two cycles of it, bright up and brightest at phase 0.
+
+    Of a curve with many points `MOST_FOLDED` are shown, evenly spread over its time, without error bars where these
+    would cover everything.
+
+    Parameters
+    ----------
+    time : ndarray, shape (n,)
+        [day].
+    period
+        [day], above 0.
+    band : sequence of str, length n
+        sncosmo names.
+    mag, mag_err : ndarray, shape (n,)
+        [mag]; points that are not finite are left out.
+
+    Returns
+    -------
+    str
+        SVG text.
+    """
+    good = np.flatnonzero(np.isfinite(time) & np.isfinite(mag))
+    if not good.size or not period > 0:
+        return svg.picture(width, height, [svg.text(width / 2, height / 2, "no photometry")], "no photometry")
+    shown = good[np.linspace(0, good.size - 1, min(good.size, MOST_FOLDED)).round().astype(int)]
+    names = np.asarray(band)[shown]
+    magnitudes = mag[shown].astype(np.float64)
+    phase = time[shown] / period % 1
+    phase = (phase - _brightest_phase(phase, magnitudes, names)) % 1
+    bright, faint = _range(_without_outliers(magnitudes, names), LEAST_MAG_SPAN)
+    frame = svg.Frame(width, height, (0.0, 2.0), (faint, bright))
+    ticks = [(value, svg.tick_label(value)) for value in svg.nice_ticks(bright, faint, 5)]
+    marks = frame.axes("phase", "mag", [(k / 2, f"{k / 2:g}") for k in range(5)], ticks)
+    with_errors = shown.size <= MOST_WITH_ERRORS
+    for row, (where, value, name) in enumerate(zip(phase.tolist(), magnitudes.tolist(), names, strict=True)):
+        if bright <= value <= faint:
+            error = float(mag_err[shown[row]]) if with_errors else math.nan
+            for cycle in (0, 1):
+                marks += _dot(frame, where + cycle, value, error, band_colour(name), True)
+    marks += _legend(frame, sorted(set(names.tolist())))
+    return svg.picture(
+        width, height, marks, f"{shown.size} of {good.size} points, folded with {period:.7g} d"
+    )
+
+
+def _brightest_phase(phase: NDArray[np.float64], mag: NDArray[np.float64], band: NDArray[np.str_]) -> float:
+    """Where the mean of all bands, each about its own median, is brightest."""
+    level = np.zeros_like(mag)
+    for name in np.unique(band):
+        level[band == name] = np.median(mag[band == name])
+    place = np.minimum((phase * PHASE_BINS).astype(int), PHASE_BINS - 1)
+    count = np.bincount(place, minlength=PHASE_BINS)
+    total = np.bincount(place, mag - level, PHASE_BINS)
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.inf)
+    return (int(mean.argmin()) + 0.5) / PHASE_BINS
+
+
+def _without_outliers(mag: NDArray[np.float64], band: NDArray[np.str_]) -> NDArray[np.float64]:
+    """Ends of each band without the few points that would flatten all others."""
+    return np.concatenate(
+        [
+            np.percentile(mag[band == name], [OUTLYING_PERCENT, 100 - OUTLYING_PERCENT])
+            for name in np.unique(band)
+        ]
+    )
 
 
 def histogram_svg(

@@ -145,7 +145,8 @@ def _layout(settings: Optimiser) -> torch.memory_format:
 
 def _more(settings: Optimiser) -> dict[str, Any]:
     if isinstance(settings, PatientOptimiser):
-        return {"eps": settings.epsilon, "amsgrad": settings.amsgrad}
+        betas = (settings.beta_1, settings.beta_2)
+        return {"eps": settings.epsilon, "amsgrad": settings.amsgrad, "betas": betas}
     return {}
 
 
@@ -191,7 +192,8 @@ def learning_rate(done: float, settings: Optimiser) -> float:
 
 def _rate(state: _State, of_epoch: float, settings: Optimiser) -> float:
     if isinstance(settings, PatientOptimiser):
-        return settings.rate * settings.rate_factor ** falls_of_rate(state.history, settings)
+        falls = settings.rate_factor ** falls_of_rate(state.history, settings)
+        return settings.rate * falls / (1 + settings.decay * state.step)
     return learning_rate((state.epoch + of_epoch) / settings.epochs, settings)
 
 

@@ -132,6 +132,9 @@ class PatientOptimiser(Optimiser):
     rate_patience: int = Field(10, ge=1, description="epochs without improvement after which the rate falls")
     rate_factor: float = Field(0.1, gt=0, lt=1, description="by which it falls")
     least_gain: float = Field(1e-4, ge=0, description="of the validation loss that counts for the rate")
+    decay: float = Field(0.0, ge=0, description="the rate is divided by one plus this times the steps so far")
+    beta_1: float = Field(0.9, ge=0, lt=1, description="of AdamW: memory of the gradient")
+    beta_2: float = Field(0.999, ge=0, lt=1, description="of AdamW: memory of its square")
     epsilon: float = Field(1e-7, gt=0, description="of AdamW")
     amsgrad: bool = False
 
@@ -198,6 +201,7 @@ RECIPES: Mapping[str, str] = {
     "tracking": "tapetum.training.tracking_recipe:TrackingRecipe",
     "variables": "tapetum.training.variables_recipe:VariablesRecipe",
     "trees": "tapetum.training.variables_recipe:TreesRecipe",
+    "variable-tree": "tapetum.training.variable_tree_recipe:VariableTreeRecipe",
 }
 """``task`` of a recipe -> ``module:class``, a `RecipeBase`; no torch is imported."""
 

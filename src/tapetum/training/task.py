@@ -30,6 +30,7 @@ TASKS: Mapping[str, str] = {
     "tracking": "tapetum.training.tracking_task:TrackingTask",
     "variables": "tapetum.training.variables_task:VariablesTask",
     "trees": "tapetum.training.trees_task:TreesTask",
+    "variable-tree": "tapetum.training.variable_tree_task:VariableTreeTask",
 }
 """``task`` of a recipe -> ``module:class``; its class method ``open(recipe, paths, jobs)`` gives the `Task`."""
 

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tapetum.core.errors import MissingExtraError, ModelError
+from tapetum.core.errors import InputError, MissingExtraError, ModelError
 from tapetum.core.files import whole_file
 from tapetum.models.runtime import open_session
 from tapetum.models.trees_onnx import importance, read_trees, trees_to_onnx
 from tapetum.training.split import LEARNING, require
 from tapetum.training.task import RecipeTask
 from tapetum.training.variables_card import describe, require_both_classes
-from tapetum.training.variables_data import FEATURES, TableSource, weights
+from tapetum.training.variables_data import TableSource, weights
+from tapetum.training.variables_recipe import FEATURES
+from tapetum.training.variables_warm import BOOSTER, CHOSEN, booster_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-6
 STEPS = 5  # grids, final fit
-BOOSTER, CHOSEN = "booster.json", "trees.json"
 DEPTH_STEP, CHILD_STEP, SHARE_STEP = 1, 1, 0.1  # of the refinement
 
 
@@ -98,6 +99,8 @@ class TreesTask(RecipeTask):
     def learn(self, path: Path, progress: Progress) -> None:
         """Choose the numbers, count the trees on validation, make them, and write them as ONNX.
 
+        Where the recipe goes on from earlier trees, their numbers stay, and new trees are added.
+
         Beside it: ``booster.json``, as xgboost reads it again, and ``trees.json``: what was chosen, how each choice
         fared, and the share of each feature in the gain.
 
@@ -107,17 +110,15 @@ class TreesTask(RecipeTask):
             ONNX and xgboost differ.
         """
         xgboost = require_xgboost()
-        settings: Boosting = self.recipe.optimiser
         fit, validation = (self._matrix(xgboost, rows) for rows in (self.fit, self.validation))
-        chosen, tried = parameters_of(settings, self.recipe.seed), []
-        if settings.search:
-            folds = folds_by_source(self.fit.object_id, settings.folds, self.recipe.seed)
-            for number, grid in enumerate(_grids(settings)):
-                chosen, results = _best_of(xgboost, fit, folds, chosen, grid(chosen), settings)
-                tried += results
-                progress(number + 1, STEPS)
-        n_trees = _count_trees(xgboost, fit, validation, chosen, settings)
-        booster = xgboost.train(chosen, fit, n_trees)
+        tried: list[dict[str, Any]] = []
+        if self.recipe.warm_start is None:
+            chosen, tried = self._choose(xgboost, fit, progress)
+            n_trees = _count_trees(xgboost, fit, validation, chosen, self.recipe.optimiser)
+            booster = xgboost.train(chosen, fit, n_trees)
+        else:
+            booster, chosen = self._go_on(xgboost, fit, validation)
+        n_trees = booster.num_boosted_rounds()
         text = bytes(booster.save_raw("json"))
         trees = read_trees(text, str(path))
         onnx = trees_to_onnx(trees, FEATURES)
@@ -133,6 +134,42 @@ class TreesTask(RecipeTask):
                 part.write_bytes(content)
         log.info("%d trees, %s", n_trees, chosen)
         progress(STEPS, STEPS)
+
+    def _choose(
+        self, xgboost: Any, fit: Any, progress: Progress
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The numbers, and how every choice fared."""
+        settings: Boosting = self.recipe.optimiser
+        chosen, tried = parameters_of(settings, self.recipe.seed), []
+        if settings.search:
+            folds = folds_by_source(self.fit.object_id, settings.folds, self.recipe.seed)
+            for number, grid in enumerate(_grids(settings)):
+                chosen, results = _best_of(xgboost, fit, folds, chosen, grid(chosen), settings)
+                tried += results
+                progress(number + 1, STEPS)
+        return chosen, tried
+
+    def _go_on(self, xgboost: Any, fit: Any, validation: Any) -> tuple[Any, dict[str, Any]]:
+        """Earlier trees with as many new ones as make validation better, by the numbers of the earlier."""
+        settings: Boosting = self.recipe.optimiser
+        content, numbers = booster_of(self.recipe)
+        chosen = parameters_of(settings, self.recipe.seed) | numbers | {"seed": self.recipe.seed}
+        earlier = xgboost.Booster(chosen, model_file=bytearray(content))
+        names = fit.feature_names
+        if earlier.num_features() != len(names):
+            raise InputError(
+                f"the earlier trees have {earlier.num_features()} features, the list {len(names)}"
+            )
+        earlier.feature_names = names  # their periods may have been of another algorithm
+        before = float(earlier.eval(validation).rpartition(":")[2])
+        longer = xgboost.train(
+            chosen, fit, settings.epochs, evals=[(validation, "validation")], xgb_model=earlier,
+            early_stopping_rounds=settings.patience, verbose_eval=False,
+        )  # fmt: skip
+        n_new = longer.best_iteration + 1 - earlier.num_boosted_rounds()
+        if longer.best_score <= before:
+            return earlier, chosen
+        return xgboost.train(chosen, fit, n_new, xgb_model=earlier), chosen
 
     def _matrix(self, xgboost: Any, rows: Rows) -> Any:
         contract = self.source.contract

@@ -27,6 +27,7 @@ from tapetum.training.calibrate import fit_calibration
 from tapetum.training.evaluate import expected_calibration_error, measure, reliability
 from tapetum.training.record import card_body, data_sets_of, join_keys
 from tapetum.training.report import as_metric
+from tapetum.training.variables_metrics import AT_THRESHOLD, Ranking, figures_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -140,28 +141,16 @@ def best_threshold(probability: Values, target: Values) -> float:
     return float((ordered[best] + below) / 2)
 
 
-def at_threshold(probability: Values, target: Values, threshold: float) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 score where a probability above the threshold gives the class."""
-    given, of = probability > threshold, target > 0.5
-    right = float((given & of).sum())
-    precision = right / given.sum() if given.any() else math.nan
-    recall = right / of.sum() if of.any() else math.nan
-    total = float(given.sum() + of.sum())
-    return {
-        "accuracy": float((given == of).mean()),
-        "precision": precision,
-        "recall": recall,
-        "f1_score": 2 * right / total if total else math.nan,
-    }
-
-
 def metrics_of(rows: Rows, probability: Values, threshold: float) -> dict[str, Metric]:
     """Figures of the test part, with intervals from resampling sources."""
     data = "test part"
-    figures = measure(probability, rows.target, rows.object_id)
-    out = {name: as_metric(figure, data) for name, figure in figures.items()}
-    for name, value in at_threshold(probability, rows.target, threshold).items():
-        out[name] = Metric(value=value, n=len(rows), data=data, note=f"given above {threshold:.3f}")
+    ranked = measure(probability, rows.target, rows.object_id)
+    out = {name: as_metric(figure, data) for name, figure in ranked.items()}
+    others = figures_of(Ranking.of(probability, rows.target, rows.object_id, threshold))
+    for name, figure in others.items():
+        if name not in ("brier", "roc_auc"):  # which are there, the latter as auc
+            note = f"given above {threshold:.3f}" if name in AT_THRESHOLD else None
+            out[name] = as_metric(figure, data).model_copy(update={"note": note})
     return {name: metric for name, metric in out.items() if math.isfinite(metric.value)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,8 @@ from tapetum.models.tables import gather_table, prepare_dmdt, prepare_values
 from tapetum.report.read_tables import read_table
 from tapetum.training.datasets import Key
 from tapetum.training.split import USED_ROLES, role_of
+from tapetum.training.variables_recipe import DMDT, FEATURES
+from tapetum.training.variables_warm import contracts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +29,16 @@ if TYPE_CHECKING:
 
     from tapetum.finders.taxonomy import Taxonomy
     from tapetum.training.split import Role
-    from tapetum.training.variables_recipe import ClassifierRecipe, FeatureRules, LabelledTable
+    from tapetum.training.variables_recipe import (
+        ClassifierRecipe,
+        FeatureRules,
+        FeatureStatistics,
+        LabelledTable,
+    )
 
 Values = NDArray[np.float64]
 OBJECT_KEYS = ("object_id", "obj_id", "lc_id", "_id")  # what tells sources apart: the first that a table has
 ROW_KEYS = ("lc_id", "_id")
-FEATURES, DMDT = "features", "dmdt"
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,8 @@ class TableSource:
     Raises
     ------
     InputError
-        There is no table, one cannot be read, or they have no column that tells sources apart.
+        There is no table, one cannot be read, they have no column that tells sources apart, or the model that training
+        goes on from takes other features than the recipe lists.
     """
 
     def __init__(self, recipe: ClassifierRecipe, paths: Sequence[Path]) -> None:
@@ -139,13 +146,18 @@ class TableSource:
             raise InputError("no labelled feature table: name one with --table")
         self.recipe = recipe
         taxonomy = load_taxonomy(recipe.taxonomy)
-        tables = [_known(read_table(path), path.stem, recipe, taxonomy) for path in paths]
+        self._warm = None if recipe.warm_start is None else contracts(recipe)
+        tables = [
+            known_rows(read_once(path), path.stem, recipe.of, taxonomy, recipe.data[0]) for path in paths
+        ]
         self.table: pa.Table = pa.concat_tables(tables, promote_options="permissive")
         self.role = np.array([role_of(name) for name in self.table["__object"].to_pylist()], dtype=object)
 
     @property
     def dmdt(self) -> DmdtContract | None:
         """Contract of the histograms, if the recipe takes them."""
+        if self._warm is not None:
+            return self._warm[1]
         return DmdtContract(name=DMDT) if self.recipe.features.dmdt else None
 
     def part(self, role: Role) -> pa.Table:
@@ -154,7 +166,9 @@ class TableSource:
 
     @cached_property
     def contract(self) -> TableContract:
-        """The features, frozen on the part to learn from alone."""
+        """The features, frozen on the part to learn from alone, or with the model that training goes on from."""
+        if self._warm is not None:
+            return self._warm[0]
         part = self.part("fit")
         if not part.num_rows:
             raise InputError(
@@ -188,19 +202,58 @@ class TableSource:
         ]
 
 
-def _known(table: pa.Table, origin: str, recipe: ClassifierRecipe, taxonomy: Taxonomy) -> pa.Table:
-    """The rows of known truth, with truth, source and origin."""
+@lru_cache(maxsize=4)
+def _read(path: Path, state: tuple[int, int]) -> pa.Table:
+    del state
+    return read_table(path)
+
+
+def read_once(path: Path) -> pa.Table:
+    """A labelled table; while the file stays as it is, it is read once for all classes and seeds.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read: {problem.strerror or problem}") from None
+    return _read(path, (status.st_mtime_ns, status.st_size))
+
+
+def objects_of(table: pa.Table, origin: str) -> pa.ChunkedArray:
+    """The source of each row, as text.
+
+    Raises
+    ------
+    InputError
+        No column tells sources apart.
+    """
     own = next((name for name in OBJECT_KEYS if name in table.column_names), None)
-    row = next((name for name in ROW_KEYS if name in table.column_names), own)
-    if own is None or row is None:
+    if own is None:
         raise InputError(
             f"{origin}: no column tells sources apart; one of {', '.join(OBJECT_KEYS)} is needed"
         )
-    truth = truth_of(table, recipe.of, taxonomy, recipe.data[0])
     # numbers as text: an identifier must give the same part of the split whatever type it was written as
+    return table[own].cast(pa.string())
+
+
+def known_rows(table: pa.Table, origin: str, code: str, taxonomy: Taxonomy, rules: LabelledTable) -> pa.Table:
+    """The rows whose truth about a class is known, with truth, source and origin beside their columns.
+
+    Raises
+    ------
+    InputError
+        No column tells sources apart, or the table says nothing of the class.
+    """
+    objects = objects_of(table, origin)
+    row = next((name for name in (*ROW_KEYS, *OBJECT_KEYS) if name in table.column_names), "")
+    truth = truth_of(table, code, taxonomy, rules)
     added = {
         "__truth": pa.array(truth),
-        "__object": table[own].cast(pa.string()),
+        "__object": objects,
         "__row": table[row].cast(pa.string()),
         "__origin": pa.array([origin] * table.num_rows, pa.string()),
     }
@@ -283,7 +336,8 @@ def frozen(part: pa.Table, rules: FeatureRules, origin: str) -> TableContract:
             features.append(entry)
             continue
         column = bare.column(entry)
-        centre, width = _statistics(values[:, at], rules.scaling)
+        given = rules.statistics.get(column, rules.statistics.get(entry.name))
+        centre, width = _statistics(values[:, at], rules.scaling, given)
         features.append(
             TableFeature.model_validate(
                 {
@@ -307,12 +361,23 @@ def frozen(part: pa.Table, rules: FeatureRules, origin: str) -> TableContract:
     )
 
 
-def _statistics(values: Values, scaling: str) -> tuple[float | None, float | None]:
+def _statistics(
+    values: Values, scaling: str, given: FeatureStatistics | None
+) -> tuple[float | None, float | None]:
+    """Centre and width of a feature: those that the recipe has, else those of the values."""
     known = values[np.isfinite(values)]
-    if scaling == "none" or not known.size:
+    if scaling == "none" or not (known.size or given):
         return None, None
-    if scaling == "min_max":
-        centre, width = float(known.min()), float(known.max() - known.min())
+    if given is not None:
+        ends = (given.min, given.max) if scaling == "min_max" else (given.median, given.std)
+    elif scaling == "min_max":
+        ends = (known.min(), known.max())
     else:
-        centre, width = float(np.median(known)), float(known.std())
+        with np.errstate(over="ignore"):  # a feature of such numbers is not scaled
+            ends = (np.median(known), known.std())
+    first, second = ends
+    if first is None or second is None:
+        wanted = "min and max" if scaling == "min_max" else "median and std"
+        raise InputError(f"statistics of a feature: {wanted} are needed for the scaling {scaling}")
+    centre, width = float(first), float(second - first if scaling == "min_max" else second)
     return (centre, width) if 0 < width < np.inf else (None, None)

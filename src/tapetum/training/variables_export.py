@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tapetum.training.export import OUTPUT, compare_onnx, write_onnx
-from tapetum.training.variables_data import DMDT, FEATURES
+from tapetum.training.variables_recipe import DMDT, FEATURES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,6 +20,7 @@ from tapetum.training.recipe import (
     RecipeBase,
     RecipePart,
     load_any_recipe,
+    recipe_names,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 Algorithm = Literal["dnn", "xgb"]
 Missing = Literal["drop", "zero", "median", "regress", "keep"]
 PREFIX = "variables-"
+FEATURES, DMDT = "features", "dmdt"  # inputs of the models that are made here
 
 
 class FeatureChoice(RecipePart):
@@ -41,12 +45,24 @@ class FeatureChoice(RecipePart):
     )
 
 
+class FeatureStatistics(RecipePart):
+    """Numbers of a feature that it is scaled by."""
+
+    min: float | None = None
+    max: float | None = None
+    median: float | None = None
+    std: float | None = None
+
+
 class FeatureRules(RecipePart):
     """What a classifier sees of a feature table."""
 
     columns: list[FeatureChoice] = Field(min_length=1)
     period_suffix: str = Field("", description="algorithm of the period, at the end of the periodic columns")
     scaling: Literal["none", "min_max", "median_std"] = "min_max"
+    statistics: dict[str, FeatureStatistics] = Field(
+        default_factory=dict, description="by feature, instead of those of the training part"
+    )
     limit: float = Field(10.0, gt=0, description="scaled values stay within +-limit")
     otherwise: Missing = Field("drop", description="rule for missing values of features without one")
     dmdt: bool = Field(True, description="also the histogram of pairs")
@@ -67,6 +83,15 @@ class LabelledTable(RecipePart):
     )
 
 
+class WarmStart(RecipePart):
+    """The model that a training goes on from."""
+
+    name: str
+    version: str
+    sha256: str = Field(description="of its model.onnx")
+    folder: str = Field("", exclude=True, description="where it lies here; in no record of the run")
+
+
 class ClassifierRecipe(RecipeBase):
     """What recipes of a classifier have in common, whatever it is."""
 
@@ -82,6 +107,9 @@ class ClassifierRecipe(RecipeBase):
         None, gt=0, description="most rows of the larger class for each one of the smaller; none: all"
     )
     weighted: bool = Field(False, description="both classes weigh the same")
+    warm_start: WarmStart | None = Field(
+        None, description="goes on from this model, whose input contract (scaling, imputation) it keeps"
+    )
     calibration: CalibrationSpec = CalibrationSpec()
 
 
@@ -180,16 +208,132 @@ def classifier_recipe(
         raise InputError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """What can be said of the training of a classifier beside its class; None and () leave it to the recipe.
+
+    Attributes
+    ----------
+    algorithm
+        dnn or xgb.
+    taxonomy
+        Name or file of the classes.
+    period_suffix
+        Algorithm of the period.
+    features, statistics
+        Files with a feature list, and with the numbers that features are scaled by.
+    skip_cv
+        Boosted trees: no cross-validation.
+    seed, threshold, balance, weighted, scaling, batch, rate, patience
+        Keys of the recipe.
+    assignments
+        Any other key of the recipe, as ``optimiser.beta_1=0.8``.
+    """
+
+    algorithm: str | None = None
+    taxonomy: str | None = None
+    period_suffix: str | None = None
+    features: Path | None = None
+    statistics: Path | None = None
+    skip_cv: bool = False
+    seed: int | None = None
+    threshold: float | None = None
+    balance: float | None = None
+    weighted: bool | None = None
+    scaling: str | None = None
+    batch: int | None = None
+    rate: float | None = None
+    patience: int | None = None
+    assignments: tuple[str, ...] = ()
+
+    def given(self) -> list[str]:
+        """Options of the command line that say something."""
+        return [
+            OPTIONS.get(entry.name, "--" + entry.name.replace("_", "-"))
+            for entry in fields(self)
+            if getattr(self, entry.name) not in (None, False, ())
+            or (entry.name == "weighted" and self.weighted is False)
+        ]
+
+    def changes(self, epochs: int | None = None, version: str | None = None) -> dict[str, Any]:
+        """The same as keys of a recipe and their values, tables within tables.
+
+        Raises
+        ------
+        InputError
+            A file cannot be read, or is not what it should be.
+        UsageError
+            An assignment is none, or an option is for the other algorithm.
+        """
+        if self.skip_cv and self.algorithm != "xgb":
+            raise UsageError("--skip-cv is for boosted trees (--algorithm xgb)")
+        features = read_feature_rules(self.features) if self.features else {}
+        statistics = read_statistics(self.statistics) if self.statistics else None
+        data = {key: value for key, value in (("threshold", self.threshold),) if value is not None}
+        found: dict[str, Any] = {
+            "features": features
+            | _known(period_suffix=self.period_suffix, scaling=self.scaling, statistics=statistics),
+            "optimiser": _known(epochs=epochs, batch=self.batch, rate=self.rate, patience=self.patience),
+            "card": _known(version=version),
+            **_known(seed=self.seed, balance=self.balance, weighted=self.weighted),
+        }
+        if self.skip_cv:
+            found["optimiser"]["search"] = False
+        for text in self.assignments:
+            found = _merged(found, assignment(text))
+        data |= found.pop("data", {})
+        return found | ({"data": [data]} if data else {})
+
+
+OPTIONS = {
+    "statistics": "--feature-stats", "batch": "--batch-size", "assignments": "--set", "weighted": "--weighted",
+}  # fmt: skip
+"""Fields of `ClassifierOptions` whose option has another name."""
+FIXED = (
+    "task",
+    "of",
+    "algorithm",
+    "taxonomy",
+    "name",
+    "warm_start",
+)  # keys with an option or argument of their own
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """``optimiser.beta_1=0.8`` as tables within tables; a value that is no TOML is text.
+
+    Raises
+    ------
+    UsageError
+        It has no ``=``, or the key is said elsewhere.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    names = key.split(".")
+    if not equals or not all(names):
+        raise UsageError(f"--set {text}: write KEY=VALUE, as in optimiser.beta_1=0.8")
+    if names[0] in FIXED:
+        raise UsageError(f"--set {text}: {names[0]} is said by an argument or option of its own")
+    try:
+        found: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        found = value
+    for name in reversed(names):
+        found = {name: found}
+    return dict(found)
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def any_recipe(
     name: str,
     epochs: int | None = None,
     *,
     model_name: str | None = None,
     version: str | None = None,
-    algorithm: str | None = None,
-    period_suffix: str | None = None,
-    features: Path | None = None,
-    skip_cv: bool = False,
+    options: ClassifierOptions | None = None,
+    warm_start: WarmStart | None = None,
 ) -> RecipeBase:
     """A recipe of any kind by name, where ``variables-<class>`` is that of a classifier.
 
@@ -199,42 +343,58 @@ def any_recipe(
         As `tapetum.training.recipe.load_any_recipe` and `classifier_recipe` take it.
     epochs, model_name, version
         Instead of those in the recipe.
-    algorithm, period_suffix, features, skip_cv
-        Of a classifier alone: dnn or xgb; algorithm of the period; a file with a feature list; no cross-validation.
+    options, warm_start
+        Of a classifier alone.
 
     Raises
     ------
     UsageError
-        An option of classifiers was given for another recipe, or a classifier without `algorithm`.
+        An option of classifiers was given for another recipe, or a classifier without algorithm.
     InputError
         No such recipe, or it is not a valid one; the message names the key.
     """
-    if not name.startswith(PREFIX) or name.endswith(".toml"):
-        given = {
-            "--algorithm": algorithm,
-            "--period-suffix": period_suffix,
-            "--features": features,
-            "--skip-cv": skip_cv,
-        }
-        if other := [option for option, value in given.items() if value]:
-            raise UsageError(f"{other[0]} is for classifiers (variables-CLASS), not for the recipe {name}")
+    options = options or ClassifierOptions()
+    if not is_classifier(name):
+        given = options.given() + (["--warm-start"] if warm_start else [])
+        if given:
+            raise UsageError(f"{given[0]} is for classifiers (variables-CLASS), not for the recipe {name}")
         return load_any_recipe(name, epochs, model_name=model_name, version=version)
-    if algorithm is None:
+    if options.algorithm is None:
         raise UsageError(f"{name}: say how with --algorithm dnn or --algorithm xgb")
-    if skip_cv and algorithm != "xgb":
-        raise UsageError("--skip-cv is for boosted trees (--algorithm xgb)")
-    changes: dict[str, Any] = {
-        "features": read_feature_rules(features) if features else {},
-        "optimiser": {} if epochs is None else {"epochs": epochs},
-        "card": {} if version is None else {"version": version},
-    }
-    if period_suffix is not None:
-        changes["features"]["period_suffix"] = period_suffix
-    if skip_cv:
-        changes["optimiser"]["search"] = False
-    if model_name is not None:
-        changes["name"] = model_name
-    return classifier_recipe(name, algorithm, changes)
+    changes = options.changes(epochs, version) | _known(name=model_name, warm_start=warm_start)
+    return classifier_recipe(name, options.algorithm, changes, options.taxonomy or "scope")
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a recipe is that of a classifier for one class: ``variables-<class>``."""
+    return name.startswith(PREFIX) and not name.endswith(".toml") and name not in recipe_names()
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """Numbers that features are scaled by, from a TOML or JSON file: a table for each feature.
+
+    Numbers that no scaling needs (a mean, say) are passed over.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is no such thing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        wanted = set(FeatureStatistics.model_fields)
+        return {
+            name: {key: float(value) for key, value in numbers.items() if key in wanted}
+            for name, numbers in content.items()
+        }
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read: {problem.strerror or problem}") from None
+    except (ValueError, TypeError, AttributeError) as problem:
+        reason = str(problem).partition("\n")[0]
+        raise InputError(
+            f"{path}: not a table of min, max, median and std for each feature: {reason}"
+        ) from None
 
 
 def _template(name: str) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def write_curves(
         Of Parquet: ``nested`` (the default, one row per curve), ``long`` (one per point) or ``ztf-dr`` (nested, named
         as ZTF's public light curves). Tables of other suffixes are long; a curve without points is not in them.
     metadata
-        More words about the whole, beside those of `LightCurves.table`. CSV has no place for any.
+        More words about the whole, beside those of `LightCurves.table`; those of CSV lie in a file beside it.
 
     Raises
     ------
@@ -212,7 +212,7 @@ def write_curves(
     if suffix in MATCHFILES:
         write_matchfile(every, target)
         return len(every)
-    write_table(long_table(every, words), str(target), units=_units(every))
+    write_table(long_table(every, words), str(target), units=_units(every), sidecar=True)
     return int(np.count_nonzero(every.n_points))
 
 

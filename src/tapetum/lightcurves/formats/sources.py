@@ -40,9 +40,12 @@ class Source(ABC):
     ----------
     name
         What it is called in messages and in lists of finished work.
+    state
+        Changes when the light curves do, where no size or time of a file tells.
     """
 
     name: str
+    state: str = ""
 
     @abstractmethod
     def batches(self, n: int = CURVES_AT_A_TIME) -> Iterator[LightCurves]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NETWORKS: Mapping[str, str] = {
     "compact": "tapetum.training.networks.compact:Compact",
     "contaminants": "tapetum.training.networks.contaminants:Contaminants",
+    "sequences": "tapetum.training.networks.sequences:Sequences",
     "tracking": "tapetum.training.networks.tracking:Tracking",
     "variables": "tapetum.training.networks.variables:Variables",
 }
