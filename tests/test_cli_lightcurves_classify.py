@@ -213,6 +213,23 @@ def test_our_own_model_is_asked_without_being_named(
         call("classify", file, "-o", tmp_path / "c.parquet", "--save-features", tmp_path / "f.parquet")
 
 
+def test_the_shipped_model_by_itself_and_beside_a_group(file: Path, group: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.parquet"
+    call("classify", file, "-o", out, "--models", "variables", "--models", group / "ea")
+    for path, n in ((out, 3), (tmp_path / "c_lightcurves.parquet", 4)):
+        table = read_table(path)
+        assert table.num_rows == n
+        parts = [table[f"{code}_tree"].to_numpy() for code in ("ea", "eb", "ew")]
+        np.testing.assert_allclose(sum(parts), table["e_tree"].to_numpy(), atol=1e-9)
+        pairs = zip(table["class"].to_pylist(), table["class_set"].to_pylist(), strict=True)
+        assert all(name == names.split()[0] for name, names in pairs)
+    assert table["ea_dnn"].is_valid().to_pylist() == [True, True, True, False]
+    alone = tmp_path / "alone.parquet"
+    call("classify", file, "-o", alone)
+    one, other = read_table(alone), read_table(out)
+    assert [one[name] == other[name] for name in ("class", "rrab_tree", "period")] == [True] * 3
+
+
 def test_stdout_has_sources(features: Path, group: Path) -> None:
     lines = call("classify", features, "--models", group, "-o", "-").stdout.splitlines()
     assert [line.split(",")[0].strip('"') for line in lines] == ["object_id", "s", "t", "u"]

@@ -15,7 +15,16 @@ from tapetum.core.errors import InputError, ModelError
 from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.finders.variable_group import VariableGroup
 from tapetum.finders.variable_sources import per_source, source_of_rows
-from tapetum.finders.variables import WORD, Config, Variables, combined, consistent, given_classes, load
+from tapetum.finders.variables import (
+    WORD,
+    Config,
+    Variables,
+    combined,
+    consistent,
+    given_classes,
+    load,
+    specs_of,
+)
 from tapetum.lightcurves.clean import CleaningRules, clean
 from tapetum.lightcurves.curves import LightCurves
 from tapetum.models.card import PlattCalibration
@@ -305,6 +314,15 @@ def test_a_group_is_a_folder_of_models(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ModelError, match="no model in it"):
         load(str(tmp_path / "none"))
+
+
+def test_a_model_of_a_name_is_not_hidden_by_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(classifier("ea"), tmp_path / "mine")
+    write(classifier("ew"), tmp_path / "realbogus" / "ew")
+    assert list(load("mine").models) == ["ea_dnn"]
+    assert specs_of("realbogus") == ["realbogus"]
+    assert list(load("./realbogus").models) == ["ew_dnn"]
 
 
 def test_other_models_are_refused():

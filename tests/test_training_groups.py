@@ -37,6 +37,7 @@ from tapetum.training.evaluate import auc
 from tapetum.training.groups import GroupPlan, choose_classes, count_classes, train_class
 from tapetum.training.groups_table import importance_table, stats_table
 from tapetum.training.split import role_of
+from tapetum.training.trees_task import folds_by_source
 from tapetum.training.variables_data import Rows, TableSource
 from tapetum.training.variables_metrics import FIGURES, Ranking, figures_of
 from tapetum.training.variables_recipe import ClassifierOptions, any_recipe, assignment, classifier_recipe
@@ -140,6 +141,18 @@ def test_figures_without_an_example_are_not_numbers():
     figures = figures_of(Ranking.of(np.array([0.2, 0.4]), np.zeros(2), ["a", "b"], 0.5), n_bootstrap=5)
     assert np.isnan([figures[name].value for name in ("precision", "recall", "roc_auc")]).all()
     assert figures["accuracy"].value == 1
+
+
+def test_folds_deal_out_both_kinds_and_keep_sources_whole():
+    names = [f"s{i // 2}" for i in range(60)]
+    target = (np.arange(60) // 2 < 4).astype(float)  # four sources are of the class
+    folds = folds_by_source(names, target, 5, seed=1)
+    assert len(folds) == 4
+    judged = [{names[i] for i in judge} for _, judge in folds]
+    assert set.union(*judged) == set(names)
+    assert sum(map(len, judged)) == len(set(names))
+    assert [int(target[judge].sum()) for _, judge in folds] == [2] * 4
+    assert all(not {names[i] for i in learn} & judge for (learn, _), judge in zip(folds, judged, strict=True))
 
 
 # ---- options ------------------------------------------------------------------------------------------------------

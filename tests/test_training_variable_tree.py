@@ -62,6 +62,7 @@ def small_recipe() -> VariableTreeRecipe:
     settings = recipe.model_dump()
     settings["name"] = "tiny-tree"
     settings["length"] = 24
+    settings["folds"] = 2
     settings["network"]["arguments"] = {"width": 16, "heads": 2, "queries": 3, "blocks": 1, "dense": 16}
     settings["data"][0] |= {"labels": labels, "variants": 1}
     settings["data"][1] |= {"count": 20}
@@ -87,9 +88,9 @@ def test_it_learns_and_its_card_says_how_well(trained: Path, labelled: Path) -> 
     card = tree.model.card
     assert card.metrics["accuracy"].value > 0.8
     assert set(card.thresholds) == {"conformal_0.90", "conformal_0.95", "conformal_0.99"}
-    assert {data.role for data in card.training.data} == {"training", "validation", "test"}
+    assert {data.role for data in card.training.data} == {"training", "test"}
     halves = json.loads((trained / "halves.json").read_text())
-    assert 0 <= halves["weight_of_network"] <= 1
+    assert 0 <= halves["weight_of_networks"] <= 1
     report = evaluate_tree(str(trained), [labelled])
     assert report["metrics"]["accuracy"]["value"] == pytest.approx(card.metrics["accuracy"].value)
     assert {row["class"] for row in report["classes"]} == {"rrab", "mir", "ea"}
@@ -206,7 +207,7 @@ def test_command_line(trained: Path, labelled: Path, tmp_path: Path) -> None:
     ]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
-    assert json.loads(out.read_text())["part"] == "validation"
+    assert json.loads(out.read_text())["part"] == "test"
     done = CliRunner().invoke(app, ["models", "evaluate", str(trained), "--table", str(labelled)])
     assert "| accuracy |" in done.output
     with pytest.raises(UsageError, match="--part fit"):

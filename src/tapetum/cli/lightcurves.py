@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from tapetum.cli import lightcurves_features, lightcurves_fetch, lightcurves_periods, lightcurves_slurm
+from tapetum.cli import (
+    lightcurves_classify,
+    lightcurves_features,
+    lightcurves_fetch,
+    lightcurves_periods,
+    lightcurves_slurm,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,4 +21,6 @@ app.command("ids")(lightcurves_fetch.ids)
 app.command("fetch")(lightcurves_fetch.fetch)
 app.command("features")(lightcurves_features.features)
 app.command("periods")(lightcurves_periods.periods)
+app.command("classify")(lightcurves_classify.classify)
+app.command("combine")(lightcurves_classify.combine)
 app.add_typer(lightcurves_slurm.app, name="slurm")

@@ -96,7 +96,7 @@ def classify(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE]...",
+            metavar="FILE",
             help="Light curves, features, or a table of positions or ids of what is wanted; folders of these.",
         ),
     ] = None,

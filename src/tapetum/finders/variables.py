@@ -19,7 +19,7 @@ from tapetum.core.errors import InputError, ModelError
 from tapetum.finders.config import FinderConfig
 from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.models.flags import InputFlag
-from tapetum.models.registry import CARD_NAME, ONNX_NAME
+from tapetum.models.registry import CARD_NAME, ONNX_NAME, list_models
 from tapetum.models.runtime import Model
 from tapetum.models.tables import gather_table, prepare_dmdt, prepare_values
 
@@ -538,10 +538,16 @@ def specs_of(models: str | Sequence[str]) -> list[str]:
     ModelError
         There is no model in a folder.
     """
+    known = {model.name for model in list_models()}
     specs: list[str] = []
     for spec in [models] if isinstance(models, str) else models:
-        whole = Path(spec).is_dir() and not (Path(spec) / CARD_NAME).is_file()
-        specs += members(spec) if whole else [spec]
+        place = Path(spec)
+        if spec in known or not place.is_dir():  # a folder of the same name needs ./ before it
+            specs.append(spec)
+        elif (place / CARD_NAME).is_file():
+            specs.append(str(place.absolute()))
+        else:
+            specs += members(place)
     return specs
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tapetum.core.errors import UsageError
 from tapetum.models.points import CHANNELS, ERROR, MAGNITUDE, THERE, prepare_points
 from tapetum.training.loop import answers_of
 from tapetum.training.networks import build_network
@@ -148,9 +149,11 @@ class Tuning:
     fit
         Examples to learn from: as they are, then worse copies in the same order.
     validation
-        Examples to choose by.
+        Examples of other stars, that say how well it goes.
     start
         Weights of the pre-trained network.
+    seed
+        Of this member of the committee.
     """
 
     def __init__(
@@ -159,16 +162,20 @@ class Tuning:
         fit: Sequence[Examples],
         validation: Examples,
         start: Mapping[str, Tensor],
+        seed: int,
     ) -> None:
         for part in fit:
-            require(part.object_id, frozenset({"fit"}))
+            require(part.object_id, LEARNING)
         require(validation.object_id, LEARNING)
+        if shared := set(fit[0].object_id) & set(validation.object_id):
+            raise UsageError(f"{sorted(shared)[0]} is among the stars to learn from and those that judge")
         self.recipe, self.parts, self.validation, self.start = recipe, list(fit), validation, start
+        self.own_seed = seed
 
     @property
     def seed(self) -> int:
-        """Of the recipe."""
-        return self.recipe.seed
+        """Of this member."""
+        return self.own_seed
 
     @property
     def optimiser(self) -> Optimiser:

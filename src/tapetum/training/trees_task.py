@@ -142,7 +142,7 @@ class TreesTask(RecipeTask):
         settings: Boosting = self.recipe.optimiser
         chosen, tried = parameters_of(settings, self.recipe.seed), []
         if settings.search:
-            folds = folds_by_source(self.fit.object_id, settings.folds, self.recipe.seed)
+            folds = folds_by_source(self.fit.object_id, self.fit.target, settings.folds, self.recipe.seed)
             for number, grid in enumerate(_grids(settings)):
                 chosen, results = _best_of(xgboost, fit, folds, chosen, grid(chosen), settings)
                 tried += results
@@ -236,11 +236,21 @@ def _product(**values: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def folds_by_source(
-    object_id: Sequence[str], n_folds: int, seed: int
+    object_id: Sequence[str], target: NDArray[np.float64], n_folds: int, seed: int
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows to learn from and rows to judge by, for each fold; all light curves of a source are in the same one."""
+    """Rows to learn from and rows to judge by, for each fold; all light curves of a source are in the same one.
+
+    Both kinds of sources are dealt out evenly, into no more folds than there are sources of the rarer kind, but two
+    or more.
+    """
     names, where = np.unique(np.asarray(object_id, str), return_inverse=True)
-    fold = np.random.default_rng([seed, 2]).permutation(np.arange(len(names)) % n_folds)[where]
+    of = np.bincount(where, target > 0.5) > 0
+    n_folds = max(min(n_folds, int(of.sum()), int((~of).sum())), 2)
+    rng = np.random.default_rng([seed, 2])
+    dealt = np.concatenate([rng.permutation(np.flatnonzero(kind)) for kind in (of, ~of)])
+    fold_of_source = np.empty(len(names), int)
+    fold_of_source[dealt] = np.arange(len(names)) % n_folds
+    fold = fold_of_source[where]
     return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_folds)]
 
 

@@ -147,7 +147,7 @@ class CurveSource:
         objects = self.curves.table[SOURCE].to_pylist()
         stars: dict[str, set[str]] = {}
         for code, name, role in zip(self.code, objects, self.role, strict=True):
-            if role == "fit":
+            if role in LEARNING:
                 stars.setdefault(code, set()).add(name)
         enough = {code for code, names in stars.items() if len(names) >= self.recipe.least}
         return tuple(code for code in taxonomy.leaves() if code in enough)

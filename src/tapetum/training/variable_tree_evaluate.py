@@ -12,7 +12,6 @@ from tapetum.core.errors import InputError, UsageError
 from tapetum.core.progress import Progress, no_progress
 from tapetum.finders.variable_tree import is_tree, softmax
 from tapetum.models.runtime import Model
-from tapetum.training.split import USED_ROLES
 from tapetum.training.variable_tree_card import logits_of, report_of
 from tapetum.training.variable_tree_data import CurveSource
 from tapetum.training.variable_tree_recipe import VariableTreeRecipe
@@ -55,7 +54,7 @@ def evaluate_tree(
     paths
         Labelled light curves; the card says what their labels mean.
     part
-        Of the split: test or validation.
+        Of the split: test.
     progress
         Told the curves whose periods were searched for.
 
@@ -68,13 +67,14 @@ def evaluate_tree(
     Raises
     ------
     UsageError
-        The model was learning from that part, or there is no such part.
+        The part is another one than test.
     InputError
         The model is of another kind, or no curve of the part has a label that is an answer.
     """
-    role = next((name for name in USED_ROLES if name == part and name != "fit"), None)
-    if role is None:
-        raise UsageError(f"--part {part}: choose test or validation")
+    if part != "test":
+        raise UsageError(
+            f"--part {part}: a classifier of light curves learned from all stars but those of test"
+        )
     model = Model.load(spec)
     card = model.card
     if not is_tree(card):
@@ -82,7 +82,7 @@ def evaluate_tree(
     recipe = recipe_of(card)
     source = CurveSource(recipe, paths, answers=card.outputs[0].columns)
     source.progress = progress
-    examples = source.examples(role)
+    examples = source.examples("test")
     if not examples.sure.any():
         raise InputError(
             f"{paths[0]}: no light curve of the {part} part has a class that {card.name} answers with"

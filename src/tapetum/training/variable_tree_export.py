@@ -20,6 +20,7 @@ from tapetum.training.export import write_onnx
 from tapetum.training.variable_tree_data import FEATURES, POINTS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -61,20 +62,21 @@ def read_many(text: bytes, n_classes: int, rounds: int) -> ManyTrees:
 
 
 class Weighted(nn.Module):
-    """Logarithms of the network's probabilities, times its weight."""
+    """Mean of the logarithms of the probabilities of members, times their weight."""
 
-    def __init__(self, network: Any, weight: float) -> None:
+    def __init__(self, networks: Sequence[Any], weight: float) -> None:
         super().__init__()
-        self.network, self.weight = network, weight
+        self.networks, self.weight = nn.ModuleList(networks), weight
 
     def forward(self, points: Tensor, features: Tensor) -> Tensor:
         """Shape (n, n_leaves)."""
-        logarithm = torch.log_softmax(self.network.judge(points, features), 1)
+        members = [torch.log_softmax(member.judge(points, features), 1) for member in self.networks]
+        logarithm = torch.stack(members).mean(0)
         return self.weight * torch.clamp(logarithm, min=NEVER)
 
 
 def export_both(
-    network: nn.Module,
+    networks: Sequence[nn.Module],
     trees: ManyTrees,
     weight: float,
     path: Path,
@@ -85,12 +87,12 @@ def export_both(
 
     Parameters
     ----------
-    network
-        A tuned `tapetum.training.networks.sequences.Sequences`, on the CPU.
+    networks
+        Tuned `tapetum.training.networks.sequences.Sequences`, on the CPU.
     trees
         The other half.
     weight
-        Of the network; the trees have the rest.
+        Of the networks; the trees have the rest.
     path
         ``model.onnx`` to write.
     examples
@@ -100,7 +102,7 @@ def export_both(
     """
     n = torch.export.Dim("n")
     example = tuple(torch.from_numpy(array[:2]) for array in examples)
-    write_onnx(Weighted(network.eval(), weight), example, path, (POINTS, FEATURES, OF_NETWORK), {0: n}, opset)
+    write_onnx(Weighted(networks, weight), example, path, (POINTS, FEATURES, OF_NETWORK), {0: n}, opset)
     model = onnx.load_model_from_string(path.read_bytes())
     graph = model.graph
     ensemble = helper.make_node(
@@ -130,6 +132,39 @@ def export_both(
 def mixed(of_network: Values, of_trees: Values, weight: float) -> Values:
     """Logits of both halves together; each is logarithms of probabilities."""
     return np.asarray(weight * np.maximum(of_network, NEVER) + (1 - weight) * np.maximum(of_trees, NEVER))
+
+
+def margins(trees: ManyTrees, rows: NDArray[np.float32]) -> Values:
+    """What trees say of rows, shape (n, n_classes): a plain walk, to check the file by."""
+    out = np.tile(np.array(trees.base), (len(rows), 1))
+    for tree, target in zip(trees.trees, trees.targets, strict=True):
+        left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
+        feature, split = np.array(tree["split_indices"]), np.array(tree["split_conditions"], np.float32)
+        missing_left = np.array(tree["default_left"], bool)
+        node = np.zeros(len(rows), np.int64)
+        while (left[node] >= 0).any():
+            inner = left[node] >= 0
+            value = rows[np.arange(len(rows)), feature[node]]
+            goes_left = np.where(np.isnan(value), missing_left[node], value < split[node])
+            node = np.where(inner, np.where(goes_left, left[node], right[node]), node)
+        out[:, target] += split[node]
+    return out
+
+
+@torch.no_grad()
+def expected(
+    networks: Sequence[nn.Module],
+    trees: ManyTrees,
+    weight: float,
+    inputs: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> Values:
+    """What the file must say of points and features."""
+    points, features = inputs
+    members = Weighted(networks, 1.0).eval()(torch.from_numpy(points), torch.from_numpy(features))
+    margin = margins(trees, features)
+    top = margin.max(axis=1, keepdims=True)
+    logarithm = margin - top - np.log(np.exp(margin - top).sum(axis=1, keepdims=True))
+    return mixed(members.double().numpy(), logarithm, weight)
 
 
 def check_both(

@@ -29,7 +29,7 @@ class LabelledCurves(RecipePart):
 
 
 class OtherCurves(RecipePart):
-    """Light curves without labels that the user names with ``--unlabelled``: hidden points are told from the others."""
+    """Made-up light curves, hidden points of which are told from the others."""
 
     source: Literal["simulation"]
     seed: int = Field(ge=0)
@@ -40,7 +40,7 @@ class Trees(RecipePart):
     """Boosted trees over the features, beside the network."""
 
     rounds: int = Field(300, ge=1, description="most trees for each class")
-    patience: int = Field(20, ge=1, description="rounds without improvement of validation")
+    patience: int = Field(20, ge=1, description="rounds without improvement of the stars of the other fold")
     rate: float = Field(0.1, gt=0, le=1)
     depth: int = Field(4, ge=1, le=12)
     child_weight: float = Field(1.0, ge=0)
@@ -71,6 +71,7 @@ class VariableTreeRecipe(RecipeBase):
     misled: float = Field(
         0.2, ge=0, lt=1, description="share of its curves with another period than the true one"
     )
+    folds: int = Field(4, ge=2, le=10, description="of the stars, and members of the committee of networks")
     trees: Trees = Trees()
     coverages: list[float] = Field([0.9, 0.95, 0.99], min_length=1, description="of the sets of classes")
 
