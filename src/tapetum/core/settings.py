@@ -98,9 +98,7 @@ class ArchiveSettings(_Section):
 class KowalskiSettings(_Section):
     """The Kowalski server that light curves and stored features are fetched from."""
 
-    url: str | None = Field(
-        None, description="Address of the server."
-    )
+    url: str | None = Field(None, description="Address of the server.")
     user: str | None = Field(None, description="Who asks.")
     password: SecretStr | None = Field(None, description="Password of that user; better in the environment.")
     token: SecretStr | None = Field(None, description="Sent instead of user and password.")
