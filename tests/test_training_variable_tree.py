@@ -19,7 +19,7 @@ from tapetum.lightcurves.curves import LightCurves
 from tapetum.simulate.variables import eclipses, saw_tooth
 from tapetum.training.recipe import load_any_recipe
 from tapetum.training.split import role_of
-from tapetum.training.variable_tree_data import CurveSource, leaking, worse_copies
+from tapetum.training.variable_tree_data import CurveSource, leaking, star_folds, worse_copies
 from tapetum.training.variable_tree_evaluate import evaluate_tree
 from tapetum.training.variable_tree_recipe import VariableTreeRecipe
 
@@ -166,6 +166,10 @@ def test_roles_labels_and_doubles(labelled: Path) -> None:
     source = CurveSource(small_recipe(), [labelled])
     assert "lc99" not in source.curves.ids  # its label is not among those of the recipe
     fit = source.examples("fit")
+    for learned, judging in star_folds(fit, 3, seed=1):
+        objects = np.array(fit.object_id)
+        assert not set(objects[learned]) & set(objects[judging])
+        assert set(fit.inside[judging].argmax(axis=1)) == {0, 1, 2}
     assert {role_of(name) for name in fit.object_id} == {"fit"}
     wide = [code == "lpv" for code in source.code]
     inside = source.inside(source.code)

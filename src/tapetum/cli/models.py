@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tapetum.cli import training, training_evaluate
+from tapetum.cli import training, training_evaluate, training_variables
 from tapetum.cli.common import JsonOption, progress_bar, say
 from tapetum.cli.models_scope import (
     AlgorithmOption,
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("train")(training.train)
 app.command("evaluate")(training_evaluate.evaluate)
 app.command("calibrate")(training.calibrate)
+app.command("stats")(training_variables.stats)
 
 NameArgument = Annotated[str, typer.Argument(help="Name, name@version, or path of a model.")]
 

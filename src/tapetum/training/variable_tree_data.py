@@ -277,5 +277,20 @@ def worse_copies(curves: LightCurves, rng: np.random.Generator) -> LightCurves:
     return LightCurves.of_lists(time, mag, magerr, curves.table)
 
 
+def star_folds(examples: Examples, count: int, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows to learn from and rows to judge by, for each fold; a star is in one fold, and its class in all of them."""
+    names, first, owner = np.unique(
+        np.asarray(examples.object_id, str), return_index=True, return_inverse=True
+    )
+    rng = np.random.default_rng([seed, 3])
+    shuffled = rng.permutation(len(names))
+    kind = examples.inside[first].argmax(axis=1)
+    dealt = shuffled[np.argsort(kind[shuffled], kind="stable")]
+    fold = np.empty(len(names), np.int64)
+    fold[dealt] = np.arange(len(names)) % count
+    of_row = fold[owner]
+    return [(np.flatnonzero(of_row != k), np.flatnonzero(of_row == k)) for k in range(count)]
+
+
 def _number(text: str) -> int:
     return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:15], 16)

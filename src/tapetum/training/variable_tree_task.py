@@ -25,9 +25,9 @@ from tapetum.training.loop import answers_of
 from tapetum.training.loop import fit as fit_network
 from tapetum.training.sequences_task import AT_ONCE, Pretraining, Tuning, together
 from tapetum.training.task import RecipeTask
-from tapetum.training.trees_task import folds_by_source, require_xgboost
+from tapetum.training.trees_task import require_xgboost
 from tapetum.training.variable_tree_card import describe
-from tapetum.training.variable_tree_data import CurveSource, Examples
+from tapetum.training.variable_tree_data import CurveSource, Examples, star_folds
 from tapetum.training.variable_tree_export import check_both, expected, export_both, mixed, read_many
 from tapetum.training.variable_tree_metrics import partial_loss
 
@@ -88,7 +88,7 @@ class VariableTreeTask(RecipeTask):
     @cached_property
     def folds(self) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
         """Curves that a member learns from and those that judge it, for each member."""
-        return folds_by_source(self.learning[0].object_id, self.recipe.folds, self.recipe.seed)
+        return star_folds(self.learning[0], self.recipe.folds, self.recipe.seed)
 
     def require_examples(self) -> None:
         """Refuse a run without two classes to learn from, or without stars to choose by.
