@@ -122,7 +122,7 @@ def _ribbon(size: int, offset: float, slope: float, width: float) -> NDArray[np.
 
 
 def synthetic_dmdt(recipe: SyntheticDmdt, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Make the histograms of a recipe: a few bins hold most pairs, norm 1, shape (count, *shape)."""
+    """Make the histograms of a recipe: a few bins hold most pairs, norm 1, shape ``(count, *shape)``."""
     n_bins = shape[0] * shape[1]
     values = uniforms(recipe.seed, 0, recipe.count * n_bins).reshape(recipe.count, n_bins)
     values = values * values * values * values
