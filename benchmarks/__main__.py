@@ -9,6 +9,7 @@ from benchmarks import (
     detection,
     ingest,
     kill,
+    lightcurve_scale,
     lightcurves,
     masks,
     precision,
@@ -39,6 +40,7 @@ def main() -> None:
     precision.run()
     tracking.run()
     lightcurves.run()
+    lightcurve_scale.run()
 
 
 if __name__ == "__main__":

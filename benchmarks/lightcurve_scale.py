@@ -52,6 +52,7 @@ POINTS = 60, 240  # of a light curve, least and most
 BASELINE = 1750.0  # d
 FIELD = 200.0, 30.0, 20.0  # ra, dec of the centre and side [deg]
 WAIT_SECONDS = 120.0
+PROGRAM = ("-m", "tapetum")
 NO_WORKER_SECONDS = 3  # that the command waits for a worker before it gives up
 # A worker that ends itself, with SIGKILL, when it has written the first rows of its part number DIES_AT.
 DEADLY = """
@@ -142,7 +143,7 @@ class Run:
             "--period-column",
             "period",
         ]
-        return [sys.executable, "-m", "tapetum", *words, "-o", str(self.output), *options]
+        return [sys.executable, *PROGRAM, *words, "-o", str(self.output), *options]
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """The command, running."""

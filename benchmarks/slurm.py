@@ -183,12 +183,13 @@ def run(n_items: int = 2000, *, with_tests: bool = False) -> dict[str, Any] | No
 
 
 def run_tests() -> None:
-    """The suite's tests of the scheduler, of which one waits for a SLURM like this."""
+    """Tests of the suite that wait for a SLURM like this: the runner, tables of jobs, features of light curves."""
     root = Path(__file__).resolve().parents[1]
-    test = root / "tests" / "test_pipelines_scheduler.py"
+    names = ("scheduler", "slurm", "lightcurve_scale")
+    tests = [str(root / "tests" / f"test_pipelines_{name}.py") for name in names]
     environment = {**os.environ, "TAPETUM_CLUSTER__INTERFACE": "lo"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "real_slurm", str(test)]
-    subprocess.run(command, check=True, cwd=root, env=environment)
+    command = [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    subprocess.run([*command, "-k", "real_slurm", *tests], check=True, cwd=root, env=environment)
 
 
 def main() -> None:

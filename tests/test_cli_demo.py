@@ -104,7 +104,7 @@ def test_offline_demo_makes_a_page_and_says_that_it_is_simulated(tmp_path: Path,
     assert first.startswith(f"{few} alerts of {few} objects: ")
     assert first.rstrip().endswith(f"report: {out / 'report.html'}")
     assert f"curves: {out / 'curves.html'}" in first
-    assert "1 real light curves of 1 stars" in first
+    assert "1 real light curves, 1 stars classified" in first
     assert 'href="report.html"' in (out / "curves.html").read_text()
     html = (out / "report.html").read_text()
     assert 'href="curves.html"' in html

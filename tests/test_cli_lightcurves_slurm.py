@@ -89,6 +89,7 @@ def test_rows_run_here_and_status_tells_of_them(tmp_path: Path) -> None:
         (["--each", "tag=vnv"], "give the command of the jobs after --"),
         (["--each", "tag=vnv", "--", "models", "train", "{class}"], "no column class; it has job tag"),
         (["--field", "301", "--ccd", "0-3"], "ZTF has 1 to 16"),
+        (["--field", "301", "--ccd", "a-b"], "--ccd a-b: a number, or a range"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(arguments: list[str], reason: str, tmp_path: Path) -> None:
@@ -97,8 +98,7 @@ def test_what_cannot_be_is_said_at_once(arguments: list[str], reason: str, tmp_p
     assert not (tmp_path / "jobs").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--field", "301", "--ccd", "a-b"], ["--each", "no value"]])
-def test_options_of_another_form_are_named(arguments: list[str]) -> None:
-    result = CliRunner().invoke(app, ["prepare", "-o", "jobs", *arguments])
+def test_an_option_of_another_form_is_named() -> None:
+    result = CliRunner().invoke(app, ["prepare", "-o", "jobs", "--each", "no value"])
     assert result.exit_code == 2
-    assert arguments[-2] in result.output
+    assert "--each" in result.output

@@ -72,6 +72,7 @@ def test_every_model_has_a_page():
 OPTIONAL = {
     "training": "train",
     "_cluster.py": "cluster",
+    "lightcurve_lsdb.py": "cluster",
     "catalogue.py": "online",
     "_openvino.py": "openvino",
 }  # a room or file, its extra

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +23,19 @@ from tapetum.finders.variable_tree import (
 )
 from tapetum.lightcurves.clean import CleaningRules, clean
 from tapetum.lightcurves.curves import LightCurves
+from tapetum.lightcurves.formats.opening import open_curves
 from tapetum.models.registry import find_model
+from tapetum.training.split import role_of
+from tapetum.training.variable_tree_evaluate import recipe_of
 
 
 def contact_binary(n: int = 180, seed: int = 1) -> LightCurves:
-    """A star of two like minima, orbit 0.37 d."""
+    """A star of two almost like, narrow minima and round maxima, orbit 0.37 d."""
     rng = np.random.default_rng(seed)
     time = np.sort(rng.uniform(0, 900, n))
     phase = time / 0.37
-    mag = 13 + 0.25 * np.cos(4 * np.pi * phase) + 0.03 * np.cos(2 * np.pi * phase) + rng.normal(0, 0.02, n)
+    dim = 0.6 * (1 - np.abs(np.sin(2 * np.pi * phase))) + 0.03 * np.cos(2 * np.pi * phase)
+    mag = 13 + dim + rng.normal(0, 0.02, n)
     return LightCurves.of_lists([time], [mag], [np.full(n, 0.02)])
 
 
@@ -130,7 +135,7 @@ def test_bad_curves_are_answered_or_named(tree: VariableTree) -> None:
     )
     kept = clean(curves, CleaningRules(min_points=1, cadence_minutes=0.0)).curves
     found = tree.find(kept)
-    total = sum(np.array(found[code].to_pylist(), float) for code in tree.leaves)
+    total = np.sum([np.array(found[code].to_pylist(), float) for code in tree.leaves], axis=0)
     answered = np.array([error is None for error in found["error"].to_pylist()])
     np.testing.assert_allclose(total[answered], 1)
     assert found["class"].to_pylist()[-1] is None
@@ -144,3 +149,21 @@ def test_periods_may_be_given_and_may_be_missing(tree: VariableTree) -> None:
     none = tree.find(curves, pa.table({"period": pa.array([None], pa.float64())}))
     assert none["period"].to_pylist() == [None]
     assert none["class"].to_pylist()[0] is not None
+
+
+def test_it_is_right_on_real_stars_it_did_not_learn_from(tree: VariableTree, real_data: Path) -> None:
+    path = real_data / "lightcurves" / "labelled" / "labelled_lightcurves.parquet"
+    if not path.is_file():
+        pytest.skip("no labelled light curves")
+    curves = open_curves([str(path)]).read()
+    labels = np.array(curves.table["label"].to_pylist())
+    codes = recipe_of(tree.model.card).labelled.labels
+    wanted = np.array([codes.get(label) in tree.leaves for label in labels])
+    wanted &= np.array(curves.table["survey"].to_pylist()) == "ASAS-3 (ACVS)"
+    wanted &= np.array([role_of(name) == "test" for name in curves.table["object_id"].to_pylist()])
+    which = np.flatnonzero(wanted)[::5]
+    found = tree.find(clean(curves.take(which), CleaningRules(min_points=5, cadence_minutes=0.0)).curves)
+    truth = [codes[label] for label in labels[which]]
+    assert len(truth) > 90
+    assert np.mean([a == b for a, b in zip(truth, found["class"].to_pylist(), strict=True)]) > 0.87
+    assert np.mean([a in b for a, b in zip(truth, found["class_set"].to_pylist(), strict=True)]) > 0.92

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tapetum.cli import demo
+from tapetum.core import samples
 from tapetum.core.errors import FormatError, InputError
 from tapetum.core.progress import no_progress
 from tapetum.core.settings import Settings
@@ -149,14 +151,16 @@ def test_a_star_is_found_folded_and_classified(sample: list[Path], tmp_path: Pat
     assert found.known == Known("OGLE-1, 0.4″ away", "RRLyr RRab", 0.61)
     assert report.rejected[0][0] == "1.2.4.B"
     assert "30 of 30 points left, 50 needed" in report.rejected[0][1]
-    assert summary(report) == "3 real light curves of 1 stars: 1 with a period below 100 d; 1 RR Lyr ab"
+    assert (
+        summary(report) == "3 real light curves, 1 stars classified: 1 with a period below 100 d; 1 RR Lyr ab"
+    )
     assert read_table(folder / CLASSES)["class"].to_pylist() == ["rrab"]
     assert read_table(folder / PERIODS)["object_id"].to_pylist() == ["1.2.3", "1.2.4"]
     html = unescape(render_page(build_curves_page(report, "report.html")))
     assert re.search(r"240 of 240 points, folded with 0\.6[01]", html)
     assert html.count("<circle") == 2 * 240
     for words in (
-        "RRLyr RRab, 0.61 d", "the same", "by-period 1.2.3", "None of them was used to train",
+        "RRLyr RRab, 0.61 d (OGLE-1, 0.4″ away)", "the same", "by-period 1.2.3", "None of them was used to train",
         "1.2.4.B", "95 % set", 'href="report.html"',
     ):  # fmt: skip
         assert words in html, words
@@ -166,6 +170,9 @@ def test_a_star_is_found_folded_and_classified(sample: list[Path], tmp_path: Pat
 
     again = classify_curves(never, folder, Settings(), no_progress)
     assert again.stars[0].classes == found.classes
+    assert (again.seconds, report.seconds is not None) == (None, True)
+    assert "periods and classes in" in html
+    assert "periods and classes in" not in render_page(build_curves_page(again, "report.html"))
     assert (folder / CURVES).exists()
 
 
@@ -209,6 +216,9 @@ def test_eclipses_are_folded_with_the_whole_orbit(sample: list[Path], tmp_path: 
     assert replace(double, two_minima=False).folding_period == 1.5
     html = unescape(render_page(build_curves_page(replace(report, stars=[double]), "report.html")))
     assert "folded with 3 d" in html
+    assert "rhythm" not in html
+    day = replace(found, period=0.4998, two_minima=False)
+    assert "rhythm" in render_page(build_curves_page(replace(report, stars=[day]), "report.html"))
     slow = replace(found, period=321.0)
     chance = replace(found, log10_fap=-1.0)
     for other in (slow, chance, replace(found, period=None, log10_fap=None)):
@@ -227,3 +237,27 @@ def test_periods_are_related_to_known_ones() -> None:
 def test_the_page_of_no_star_is_a_page() -> None:
     report = CurvesReport("", "m", "1", 0.95, [], [], 0, 0, math.nan, [])
     assert "Variable stars" in render_page(build_curves_page(report, "report.html"))
+
+
+# --- the part of the command, with the network that is shipped ---
+
+
+def test_without_a_network_the_part_simulates_and_the_shipped_classifier_answers(tmp_path: Path) -> None:
+    report = demo.curves_part(Settings(), tmp_path, offline=True, overwrite=False)
+    assert report.why_simulated == "--offline was given"
+    assert report.model == "variables"
+    assert len(report.stars) > 10
+    assert all(0 < star.classes[0][1] <= 1 for star in report.stars)
+    assert all(star.classes[0][0] in star.class_set for star in report.stars)
+    [folder] = (tmp_path / "curves").iterdir()
+    assert folder.name.startswith("simulated-")
+
+
+def test_real_stars_of_the_part_come_from_the_sample(
+    sample: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "fetch_sample", lambda name, progress: sample)
+    report = demo.curves_part(Settings(), tmp_path / "demo", offline=False, overwrite=False)
+    assert report.why_simulated == ""
+    assert [star.object_id for star in report.stars] == ["1.2.3"]
+    assert (tmp_path / "demo" / "curves" / "macho" / CLASSES).exists()

@@ -198,17 +198,7 @@ def test_worse_copies_have_fewer_points_of_the_same_curve(labelled: Path) -> Non
 
 def test_command_line(trained: Path, labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    call = [
-        "models",
-        "evaluate",
-        str(trained),
-        "--table",
-        str(labelled),
-        "--part",
-        "validation",
-        "-o",
-        str(out),
-    ]
+    call = ["models", "evaluate", str(trained), "--table", str(labelled), "-o", str(out)]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
     assert json.loads(out.read_text())["part"] == "test"

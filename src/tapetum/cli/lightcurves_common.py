@@ -198,12 +198,6 @@ def opened(paths: Sequence[str], how: Reading) -> tuple[list[Source], list[str]]
     return found, rejected
 
 
-def inputs_of(paths: Sequence[str], sources: Sequence[Source]) -> list[str]:
-    """What a fingerprint of light curves is made from: files, and the states of stores; no URL with its password."""
-    files = [path for path in paths if "://" not in path]
-    return [*files, *(f"{source.name}@{source.state}" for source in sources if source.state)]
-
-
 def tell_made(report: MadeReport, output: str, *, rows: str) -> None:
     """Say what was made, and end with the exit status for some or for all.
 

@@ -39,7 +39,6 @@ from tapetum.cli.lightcurves_common import (
     cleaning_of,
     comma_list,
     grid_of,
-    inputs_of,
     opened,
     reading_of,
     tell_made,
@@ -211,7 +210,7 @@ def features(
         keep=tuple(keep or ()),
     )  # fmt: skip
     sources, rejected = opened(curves, reading_of(column, programs, [*(keep or ()), *options.given]))
-    recipe = feature_recipe(inputs_of(curves, sources), options)
+    recipe = feature_recipe(curves, options, sources)
     report = _made(sources, recipe, options, asked, out, settings, overwrite=overwrite, rejected=rejected)
     tell_made(report, out, rows="light curves")
 

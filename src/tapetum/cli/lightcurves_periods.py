@@ -41,7 +41,6 @@ from tapetum.cli.lightcurves_common import (
     cleaning_of,
     comma_list,
     grid_of,
-    inputs_of,
     opened,
     reading_of,
     tell_made,
@@ -128,7 +127,7 @@ def periods(
     )  # fmt: skip
     options = PeriodOptions(rules, by, cleaning, tuple(keep or ()), periodograms)
     sources, rejected = opened(curves, reading_of(column, programs, keep))
-    recipe = period_recipe(inputs_of(curves, sources), options)
+    recipe = period_recipe(curves, options, sources)
     parts = period_parts(sources, by)
     with progress_bar("searching for periods") as progress:
         report = make_once(

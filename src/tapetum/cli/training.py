@@ -26,7 +26,7 @@ TableOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--table",
-        help="Labelled feature tables of a classifier of light curves; may be repeated.",
+        help="Labelled feature tables of variables-CLASS, or light curves of `variables`; may be repeated.",
         exists=True,
     ),
 ]

@@ -279,7 +279,7 @@ def _quasar(time, mag, magerr, centre, row):
     row[56] = math.log(expected / chi2) if chi2 > 0 and expected > 0 else np.nan
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def _sums(w, wy, c, s, step_c, step_s):
     """Weighted sums of cosines, sines and their products, and then one frequency further."""
     C, S, CC, CS, YC, YS = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0

@@ -23,7 +23,7 @@ LEAST_REST = 1e-8  # of chi-square that a fit leaves; below, the difference of s
 DEPENDENT = 1e-24  # squared length that a function keeps beside the others when it is a sum of them
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, fastmath={"contract"}, forceinline=True)
 def _sine_of_quarter(x):
     """sin(2 pi x) for |x| <= 1/4: the series up to x^21, to the last digit."""
     z = 39.47841760435743 * x * x
@@ -39,7 +39,7 @@ def _sine_of_quarter(x):
     return 6.283185307179586 * x * (1.0 - z / 6.0 * s)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "arcp"})
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "arcp"}, forceinline=True)
 def _circle(time, start, frequency, phase, cosine, sine):
     """Fill in cos and sin of 2 pi ((time - start) frequency + phase); no branches, so that it runs in vectors."""
     for j in range(time.size):
@@ -50,7 +50,7 @@ def _circle(time, start, frequency, phase, cosine, sine):
         sine[j] = _sine_of_quarter(math.copysign(0.25 - abs(size - 0.25), x))
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@njit(cache=True, nogil=True, fastmath=REORDER, forceinline=True)
 def _turn(cosine, sine, cosine1, sine1):
     """One harmonic further."""
     for j in range(cosine.size):
@@ -59,7 +59,7 @@ def _turn(cosine, sine, cosine1, sine1):
         cosine[j] = c
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@njit(cache=True, nogil=True, fastmath=REORDER, forceinline=True)
 def _dots(weight, x, y):
     """Sums of weight x and weight y."""
     a, b = 0.0, 0.0
@@ -69,7 +69,7 @@ def _dots(weight, x, y):
     return a, b
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def prepare(time, mag, magerr, mean, total, work):
     """Rows 0 to 4 of `work`: u, normalised weights, weighted u, weighted and plain magnitude from its mean; 9: ones."""
     first, last = time[0], time[time.size - 1]
@@ -150,7 +150,7 @@ def _solve(R, share, used, coefficients):
             coefficients[k] = value / R[k, k]
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@njit(cache=True, nogil=True, fastmath=REORDER, forceinline=True)
 def _dot(x, y):
     total = 0.0
     for j in range(x.size):
@@ -158,7 +158,7 @@ def _dot(x, y):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@njit(cache=True, nogil=True, fastmath=REORDER, forceinline=True)
 def _subtract(y, factor, x):
     for j in range(x.size):
         y[j] -= factor * x[j]

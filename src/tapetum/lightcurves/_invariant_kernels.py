@@ -45,7 +45,7 @@ def _by_value(ordered, median, spread, row):
     row[18] = (high - low) / (percentile(ordered, 0.75) - percentile(ordered, 0.25)) / NORMAL_TAILS
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def _moments(mag, magerr, mean, total):
     """Weighted second, third and fourth moment."""
     second, third, fourth = 0.0, 0.0, 0.0
@@ -95,7 +95,7 @@ def _by_time(time, mag, magerr, residual, chi2, row):
     row[26], row[27] = rise, fall
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def _trend(time, mag, magerr, mean, total):
     """Slope of a weighted line, and the part of chi-square that it takes away."""
     middle = 0.0
@@ -181,7 +181,7 @@ def _walk_lanes(scatter, work):
             work[lane + row * LANES] = 1.0 if row == 7 else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def _walk_step(y, noise, scale, work):
     """One point: predict, compare, correct, for every walk at once (Kalman 1960), of the data and of a constant.
 

@@ -10,7 +10,10 @@ import math
 import numpy as np
 from numba import njit
 
-REORDER = {"reassoc", "contract", "nsz"}  # sums may be reordered, so that they run in vectors; NaN stays NaN
+# Sums may be reordered, so that they run in vectors; NaN stays NaN. Functions with it are always inlined (`forceinline`):
+# otherwise LLVM optimises them once alone and once more within their callers, a process that has just compiled them runs
+# the first version and one that found them in numba's cache the second, and the last digits of their sums differ.
+REORDER = {"reassoc", "contract", "nsz"}
 FARTHEST = 8.0  # table of the logarithm of the normal distribution: from minus to plus this
 PER_UNIT = 8  # its intervals per standard deviation
 FAR_TAIL = 25.0  # beyond it the distribution's tail is its asymptotic series
@@ -90,7 +93,7 @@ def median_deviation(ordered, centre):
     return 0.5 * (_deviation(ordered, centre, middle - 1) + _deviation(ordered, centre, middle))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def weighted_mean(mag, magerr, near):
     """Mean with weights 1 / error^2; sums are taken from `near`, so that no digits are lost."""
     total = 0.0
@@ -102,7 +105,7 @@ def weighted_mean(mag, magerr, near):
     return near + moment / total, total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def residuals(mag, magerr, mean, out):
     """(magnitude - mean) / error, and the sums of its absolute value and its 2nd, 3rd and 4th power."""
     absolute, second, third, fourth = 0.0, 0.0, 0.0, 0.0
@@ -117,7 +120,7 @@ def residuals(mag, magerr, mean, out):
     return absolute, second, third, fourth
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def _scatter(mag, magerr, mean, median):
     """Sums of (m - mean)^2 - e^2 and of |m - median| / e."""
     excess, absolute = 0.0, 0.0
@@ -138,7 +141,7 @@ def _ends(mag, magerr):
     return top, bottom
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def _neighbours(time, mag, residual):
     """Sums over neighbours of P, sign(P) sqrt|P|, dm^2 / dt^2 and 1 / dt^2, P being the product of their residuals."""
     product, root, steep, weight = 0.0, 0.0, 0.0, 0.0
@@ -181,7 +184,7 @@ def _log_sides(w, table):
     return (tail, rest) if w < 0 else (rest, tail)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def mean_and_squares(values):
     """Mean, and sum of the squared distances from it."""
     total = 0.0
@@ -208,7 +211,7 @@ def anderson_darling(ordered, mean, squares, table):
     return -n - total / n
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=REORDER, forceinline=True)
 def shapiro_wilk(ordered, squares, coefficients):
     """Shapiro & Wilk's W: the squared correlation with what a normal sample in order would be."""
     n = ordered.size

@@ -220,7 +220,7 @@ def classify_curves(
     if overwrite or not path.exists():
         write_curves(make(), path)
     curves = open_curves(path, Reading(keep=KNOWN)).read()
-    periods = _periods(path, folder, settings, progress, overwrite=overwrite)
+    periods, finished = _periods(path, folder, settings, progress, overwrite=overwrite)
     cleaned = clean(curves, CleaningRules())
     if not len(cleaned.curves):
         raise InputError(f"{path}: no light curve has enough good points")
@@ -238,7 +238,7 @@ def classify_curves(
         rejected=rejected,
         n_curves=len(curves),
         n_points=int(curves.offsets[-1]),
-        seconds=time.perf_counter() - start,
+        seconds=None if finished else time.perf_counter() - start,
         provenance=[
             ("made by", f"tapetum {__version__}"),
             ("network", f"{card.name} {card.version}, sha256 {card.onnx_sha256}"),
@@ -251,8 +251,8 @@ def classify_curves(
 
 def _periods(
     path: Path, folder: Path, settings: Settings, progress: Progress, *, overwrite: bool
-) -> pa.Table:
-    """One row per source."""
+) -> tuple[pa.Table, bool]:
+    """One row per source, and whether they were there already."""
     recipe = period_recipe([str(path)], PeriodOptions(SEARCH, "source"))
     output = folder / PERIODS
     report = make_once(
@@ -265,7 +265,7 @@ def _periods(
     )
     if report.problems:
         raise InputError(report.problems[0])
-    return read_table(output)
+    return read_table(output), report.finished
 
 
 def _of_curves(periods: pa.Table, curves: LightCurves) -> pa.Table:

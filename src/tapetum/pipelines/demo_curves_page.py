@@ -31,6 +31,7 @@ SAME_PERIOD = (
     0.01  # relative difference below which two periods are the same, or one a simple multiple of the other
 )
 LONG = 100.0  # d: above, the light curve is shown as it is, since few cycles were seen
+DAILY = 0.003  # relative distance from a day, half or a third of it; a sidereal day is this near
 MOST_SHOWN = 400  # points of a light curve that is not folded
 SURE = -2.0  # log10 of the false-alarm probability below which a period is a period
 
@@ -126,7 +127,7 @@ class CurvesReport:
     n_curves, n_points
         That were read.
     seconds
-        Wall time of all of it [s].
+        Wall time of all of it [s]; None where it was finished before.
     provenance
         (name, value) pairs.
     files
@@ -141,7 +142,7 @@ class CurvesReport:
     rejected: Sequence[tuple[str, str]]
     n_curves: int
     n_points: int
-    seconds: float
+    seconds: float | None
     provenance: Sequence[tuple[str, str]]
     files: Sequence[Path] = ()
 
@@ -160,9 +161,10 @@ def summary(report: CurvesReport) -> str:
     classes = Counter(star.classes[0][0] for star in report.stars)
     words = ", ".join(f"{n} {name}" for name, n in classes.most_common())
     what = "simulated" if report.why_simulated else "real"
+    n = len(report.stars)
     return (
-        f"{report.n_curves} {what} light curves of {len(report.stars)} stars: {n_periodic} with a period below "
-        f"{LONG:g} d; {words}"
+        f"{report.n_curves} {what} light curves, {n} stars classified: {n_periodic} with a period below {LONG:g} d; "
+        f"{words}"
     )
 
 
@@ -215,16 +217,21 @@ def _facts(report: CurvesReport) -> list[Fact]:
     sizes = [len(star.class_set) for star in report.stars]
     facts = [
         Fact(
-            "light curves", f"{report.n_curves}", f"of {len(report.stars)} stars, {report.n_points:,} points"
+            "light curves",
+            f"{report.n_curves}",
+            f"{len(report.stars)} stars classified, {report.n_points:,} points",
         ),
         Fact("periodic", f"{n_periodic}", f"below {LONG:g} d"),
-        Fact("periods and classes in", f"{report.seconds:.1f} s", f"{report.model} {report.version}"),
         Fact(
             "classes left open",
             f"{np.mean(sizes):.1f}" if sizes else "none",
             f"per star, in sets made to hold the true one for {100 * report.coverage:.0f} %",
         ),
     ]
+    if report.seconds is not None:
+        facts.append(
+            Fact("periods and classes in", f"{report.seconds:.1f} s", f"{report.model} {report.version}")
+        )
     both = [
         relation_of(star.period, star.known.period)
         for star in report.stars
@@ -244,7 +251,7 @@ def _card(star: Star, report: CurvesReport) -> Card:
         values += _about_period(star)
     if star.known is not None:
         period = "" if star.known.period is None else f", {star.known.period:.7g} d"
-        values.append((star.known.origin, f"{star.known.kind}{period}"))
+        values.append(("known", f"{star.known.kind}{period} ({star.known.origin})"))
     if star.ra is not None and star.dec is not None:
         values += [("ra", f"{star.ra:.4f}°"), ("dec", f"{star.dec:+.4f}°")]
     values.append(("points", str(star.time.size)))
@@ -260,12 +267,16 @@ def _card(star: Star, report: CurvesReport) -> Card:
 
 
 def _about_period(star: Star) -> list[tuple[str, str]]:
-    error = "" if star.period_err is None else f" ± {star.period_err:.1g}"
-    values = [("period", f"{star.period:.7g}{error} d")]
+    assert star.period is not None
+    values = [("period", f"{star.period:.7g} d")]
+    if star.period_err is not None:
+        values.append(("error", f"{star.period_err:.1g} d"))
     if star.log10_fap is not None:
         values.append(("by chance", f"10^{star.log10_fap:.0f}"))
     if star.folding_period != star.period:
         values.append(("folded with", f"{star.folding_period:.7g} d"))
+    if any(abs(star.period * times - 1) < DAILY for times in (1, 2, 3)):
+        values.append(("beware", "a fraction of a day may be the survey's own rhythm"))
     return values
 
 

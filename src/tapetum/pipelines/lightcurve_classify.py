@@ -42,7 +42,7 @@ from tapetum.pipelines.lightcurve_features import (
     feature_maker,
     feature_recipe,
 )
-from tapetum.pipelines.lightcurve_parts import APART, Part, Recipe
+from tapetum.pipelines.lightcurve_parts import APART, Part, Recipe, inputs_of
 from tapetum.pipelines.lightcurve_wanted import Matches, chosen_curves, chosen_rows
 from tapetum.pipelines.outputs import fingerprint
 from tapetum.report.read_tables import READABLE, read_table, readable_format
@@ -478,6 +478,7 @@ def classify_recipe(
     options: ClassifyOptions,
     finder: VariableGroup,
     features_file: str | None = None,
+    sources: Sequence[Source] = (),
 ) -> Recipe:
     """How `tapetum.pipelines.lightcurve_parts.make_once` classifies.
 
@@ -493,6 +494,8 @@ def classify_recipe(
         The loaded models.
     features_file
         Where features go, if they are kept.
+    sources
+        The light curves, opened: the fingerprint of a store is its own.
     """
     about = finder.about()
     described: dict[str, Any] = {"models": list(options.models), **options.config.model_dump(mode="json")}
@@ -512,7 +515,7 @@ def classify_recipe(
         "lightcurves classify",
         partial(maker, replace(options, keep_features=features_file is not None)),
         described,
-        fingerprint([*paths, *files], content),
+        fingerprint([*inputs_of(paths, sources), *files], content),
         units,
         descriptions | finder.columns,
         None,

@@ -44,7 +44,7 @@ from tapetum.pipelines.lightcurve_classify_run import (
     on_disk,
 )
 from tapetum.pipelines.lightcurve_features import PIECE, SEARCHED_PIECE, feature_recipe
-from tapetum.pipelines.lightcurve_parts import Part, make_once, parts_of
+from tapetum.pipelines.lightcurve_parts import Part, inputs_of, make_once, parts_of
 from tapetum.pipelines.lightcurve_wanted import SEPARATION, Matches, match_recipe, only_wanted
 from tapetum.pipelines.outputs import STDOUT, check_output, fingerprint
 from tapetum.pipelines.steps import TROUBLE
@@ -175,7 +175,7 @@ def run(job: Job, doors: Doors) -> tuple[ClassifyReport, Outputs]:
     _check(job)
     group = job.options.load()
     kind = _kind(job, group)
-    outputs = _files(job)
+    outputs = _files(job, doors)
     with on_disk(outputs) as files:
         data = _data(replace(job, outputs=files), kind, group, doors)
         report = _classify(replace(job, outputs=files), data, group, doors)
@@ -226,11 +226,12 @@ def _refuse_tree(group: VariableGroup, *, stored: bool) -> None:
         raise UsageError(str(group.no_curves()))
 
 
-def _files(job: Job) -> Outputs:
+def _files(job: Job, doors: Doors) -> Outputs:
     """All files by name."""
     outputs = job.outputs
     if is_folder(outputs.table):
-        made_from = fingerprint([*job.inputs, *job.among], job.described())
+        paths = [*job.inputs, *job.among]
+        made_from = fingerprint(inputs_of(paths, _stores(paths, doors)), job.described())
         return in_folder(dated_folder(outputs.table, made_from, overwrite=job.overwrite), outputs)
     if outputs.table == STDOUT:
         return outputs
@@ -239,6 +240,12 @@ def _files(job: Job) -> Outputs:
         matched=outputs.matched or beside(outputs.table, "_sources", ".parquet"),
         fetched=outputs.fetched or beside(outputs.table, "_fetched", ".parquet"),
     )
+
+
+def _stores(paths: Sequence[str], doors: Doors) -> list[Source]:
+    """Those light curves that are no files: only they themselves know whether they have changed."""
+    urls = [path for path in paths if "://" in path]
+    return doors.curves(urls)[0] if urls else []
 
 
 def _data(job: Job, kind: Kind | None, group: VariableGroup, doors: Doors) -> _Data:
@@ -267,7 +274,7 @@ def _matched(job: Job, wanted: str, group: VariableGroup, doors: Doors) -> _Data
     kind: Literal["curves", "features"] = "features" if "features" in kinds else "curves"
     _refuse_tree(group, stored=kind == "features")
     units, rejected = _units(kind, job.among, doors)
-    recipe = match_recipe(wanted, job.radius_arcsec, job.among)
+    recipe = match_recipe(wanted, job.radius_arcsec, job.among, _stores(job.among, doors))
     with doors.progress("looking for sources") as progress:
         report = make_once(
             units, recipe, job.outputs.matched, job.settings, overwrite=job.overwrite, rejected=rejected,
@@ -307,7 +314,7 @@ def _classify(job: Job, data: _Data, group: VariableGroup, doors: Doors) -> Clas
         units = _only_wanted(units, Matches.read(data.matches))
     kept = job.outputs.features if data.kind == "curves" and group.binary is not None else None
     paths = [*data.paths, *([data.matches] if data.matches else [])]
-    recipe = classify_recipe(paths, data.kind, options, group, kept)
+    recipe = classify_recipe(paths, data.kind, options, group, kept, _stores(paths, doors))
     problems = list(dict.fromkeys([*rejected, *data.problems]))
     with ExitStack() as open_things:
         if asked is not None:

@@ -27,7 +27,7 @@ from tapetum.pipelines.lightcurve_catalogues import (
     read_local,
 )
 from tapetum.pipelines.lightcurve_impute import IMPUTED, Imputation, impute_parts
-from tapetum.pipelines.lightcurve_parts import Part, Recipe
+from tapetum.pipelines.lightcurve_parts import Part, Recipe, inputs_of
 from tapetum.pipelines.outputs import fingerprint
 
 if TYPE_CHECKING:
@@ -152,8 +152,17 @@ def _suffix(column: str) -> str:
     return column.removeprefix("period_") if column.startswith("period_") else GIVEN
 
 
-def feature_recipe(paths: Sequence[str], options: FeatureOptions) -> Recipe:
+def feature_recipe(paths: Sequence[str], options: FeatureOptions, sources: Sequence[Source] = ()) -> Recipe:
     """How `tapetum.pipelines.lightcurve_parts.make_once` makes features.
+
+    Parameters
+    ----------
+    paths
+        Of the light curves.
+    options
+        What is made of them.
+    sources
+        The light curves, opened: the fingerprint of a store is its own.
 
     Raises
     ------
@@ -178,7 +187,7 @@ def feature_recipe(paths: Sequence[str], options: FeatureOptions) -> Recipe:
         "lightcurves features",
         partial(feature_maker, options),
         described,
-        fingerprint([*paths, *options.files], {"verb": "features", **described}),
+        fingerprint([*inputs_of(paths, sources), *options.files], {"verb": "features", **described}),
         units,
         descriptions,
         finish=None if options.imputation is None else partial(_imputed, options.imputation),

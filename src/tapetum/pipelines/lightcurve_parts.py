@@ -164,7 +164,7 @@ class MadeReport:
     problems
         Parts that failed, and why.
     left_out
-        Columns that the output's format cannot hold.
+        Columns that the format of the output, or of the file apart, cannot hold.
     finished
         The output was there already, made from the same.
     """
@@ -175,6 +175,20 @@ class MadeReport:
     problems: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     finished: bool = False
+
+
+def inputs_of(paths: Iterable[str], sources: Iterable[Source] = ()) -> list[str]:
+    """What a fingerprint of light curves is made from: files, and the states of stores; no URL with its password.
+
+    Parameters
+    ----------
+    paths
+        Names of files, and URLs, which a fingerprint cannot look at.
+    sources
+        Those of `paths` that are opened; of a store it is the only one that knows whether it has changed.
+    """
+    files = [path for path in paths if "://" not in path]
+    return [*files, *(f"{source.name}@{source.state}" for source in sources if source.state)]
 
 
 def parts_of(sources: Iterable[Source], size: int = 0) -> list[Part]:
@@ -388,20 +402,25 @@ def _write_joined(
     if recipe.key in every.names:
         _refuse_doubles(paths, str(recipe.key))
     metadata = _metadata(recipe, paths, problems)
-    own = [column for column in every if not column.name.startswith(APART)]
-    # lists have a place in Parquet and HDF5 only
-    flat = table_format(output) not in ("parquet", "hdf5")
-    left_out = tuple(column.name for column in own if flat and pa.types.is_nested(column.type))
-    _write_columns(paths, [column for column in own if column.name not in left_out], recipe, output, metadata)
+    own, lost = _held([column for column in every if not column.name.startswith(APART)], output)
+    _write_columns(paths, own, recipe, output, metadata)
     if recipe.apart is not None:
-        _write_columns(
-            paths,
-            [column for column in every if column.name.startswith(APART) or column.name in KEYS],
-            recipe,
-            recipe.apart,
-            metadata,
-        )
-    return sum(pq.read_metadata(path).num_rows for path in paths), left_out
+        apart = [column for column in every if column.name.startswith(APART)]
+        told = {column.name.removeprefix(APART) for column in apart}
+        keys = [column for column in every if column.name in KEYS and column.name not in told]
+        kept, lost_apart = _held([*keys, *apart], recipe.apart)
+        _write_columns(paths, kept, recipe, recipe.apart, metadata)
+        lost += lost_apart
+    return sum(pq.read_metadata(path).num_rows for path in paths), tuple(dict.fromkeys(lost))
+
+
+def _held(columns: Sequence[pa.Field], output: str) -> tuple[list[pa.Field], list[str]]:
+    """The columns that a file can hold, and names of those that it cannot: lists have a place in two formats only."""
+    if table_format(output) in ("parquet", "hdf5"):
+        return list(columns), []
+    lost = [column.name for column in columns if pa.types.is_nested(column.type)]
+    held = [column for column in columns if column.name not in lost]
+    return held, [name.removeprefix(APART) for name in lost]
 
 
 def _write_columns(

@@ -25,7 +25,7 @@ from tapetum.pipelines.lightcurve_features import (
     position_of,
     spread,
 )
-from tapetum.pipelines.lightcurve_parts import APART, ORDER, Part, Recipe, parts_of, shares_of
+from tapetum.pipelines.lightcurve_parts import APART, ORDER, Part, Recipe, inputs_of, parts_of, shares_of
 from tapetum.pipelines.outputs import fingerprint
 
 if TYPE_CHECKING:
@@ -98,8 +98,18 @@ def period_parts(sources: Sequence[Source], by: By) -> list[Part]:
     return shares_of(sources) if by == "source" else parts_of(sources, PIECE)
 
 
-def period_recipe(paths: Sequence[str], options: PeriodOptions) -> Recipe:
-    """How `tapetum.pipelines.lightcurve_parts.make_once` makes periods."""
+def period_recipe(paths: Sequence[str], options: PeriodOptions, sources: Sequence[Source] = ()) -> Recipe:
+    """How `tapetum.pipelines.lightcurve_parts.make_once` makes periods.
+
+    Parameters
+    ----------
+    paths
+        Of the light curves.
+    options
+        What is made of them.
+    sources
+        The light curves, opened: the fingerprint of a store is its own.
+    """
     names = [*options.rules.algorithms, *filter(None, [options.rules.nested_suffix])]
     described = options.described()
     units = UNITS | {f"period_{name}": "d" for name in names} | {"top_period": "d", "top_period_err": "d"}
@@ -110,7 +120,7 @@ def period_recipe(paths: Sequence[str], options: PeriodOptions) -> Recipe:
         "lightcurves periods",
         partial(period_maker, options),
         described,
-        fingerprint(paths, {"verb": "periods", **described}),
+        fingerprint(inputs_of(paths, sources), {"verb": "periods", **described}),
         units | {"frequency": "1/d"},
         told,
         SOURCE if options.by == "source" else None,

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tapetum.core.errors import FormatError
 from tapetum.lightcurves.curves import KEY, LightCurves
 from tapetum.lightcurves.wanted import NAMES, find_curves, read_ids, read_wanted
-from tapetum.pipelines.lightcurve_parts import Part, Recipe
+from tapetum.pipelines.lightcurve_parts import Part, Recipe, inputs_of
 from tapetum.pipelines.outputs import fingerprint, finished_run, record_settings
 from tapetum.report.read_tables import read_table
 from tapetum.report.tables import write_table
@@ -88,7 +88,9 @@ def wanted_sources(path: str) -> pa.Table:
 # ---- which light curves --------------------------------------------------------------------------------------------
 
 
-def match_recipe(path: str, radius_arcsec: float, inputs: Sequence[str]) -> Recipe:
+def match_recipe(
+    path: str, radius_arcsec: float, inputs: Sequence[str], sources: Sequence[Source] = ()
+) -> Recipe:
     """How `tapetum.pipelines.lightcurve_parts.make_once` finds out which light curves of files are wanted.
 
     Parameters
@@ -99,13 +101,15 @@ def match_recipe(path: str, radius_arcsec: float, inputs: Sequence[str]) -> Reci
         Of a cone around a position [arcsec].
     inputs
         Files of the light curves, or of features of them.
+    sources
+        The light curves, opened: the fingerprint of a store is its own.
     """
     options = {"wanted": path, "radius_arcsec": radius_arcsec}
     return Recipe(
         "lightcurves classify: sources",
         partial(match_maker, path, radius_arcsec),
         options,
-        fingerprint([path, *inputs], {"verb": "match", **options}),
+        fingerprint([path, *inputs_of(inputs, sources)], {"verb": "match", **options}),
         UNITS,
         DESCRIPTIONS,
     )

@@ -228,16 +228,16 @@ class Tuning:
             for number in range(len(self.parts)):
                 some = self.parts[number].take(chosen[part[chosen] == number])
                 if len(some):
-                    found.append((together(some, self.recipe.length, rng), some.inside))
-            yield (
-                np.concatenate([both for both, _ in found]),
-                np.concatenate([inside for _, inside in found]),
-            )
+                    weight = self.parts[0].weight[chosen[part[chosen] == number]]
+                    found.append((together(some, self.recipe.length, rng), some.inside, weight))
+            both, inside, weights = (np.concatenate(column) for column in zip(*found, strict=True))
+            yield both, inside, weights
 
     def loss(self, answers: Tensor, *truth: Tensor) -> Tensor:
         """Minus the logarithm of the probability of all leaves that the star may be in."""
-        (inside,) = truth
-        return -torch.log((torch.softmax(answers, 1) * inside).sum(1).clamp(min=FLOOR)).mean()
+        inside, weight = truth
+        each = -torch.log((torch.softmax(answers, 1) * inside).sum(1).clamp(min=FLOOR))
+        return (each * weight).sum() / weight.sum()
 
     def validation_loss(self, network: nn.Module) -> tuple[float, int]:
         """The same, of the validation part."""
@@ -245,7 +245,9 @@ class Tuning:
         for start in range(0, len(self.validation), AT_ONCE):
             some = self.validation.take(np.arange(start, min(start + AT_ONCE, len(self.validation))))
             answers = answers_of(network, together(some, self.recipe.length), self.optimiser).cpu()
-            total += float(self.loss(answers, torch.from_numpy(some.inside))) * len(some)
+            total += float(self.loss(answers, torch.from_numpy(some.inside), torch.ones(len(some)))) * len(
+                some
+            )
         return total / max(len(self.validation), 1), len(self.validation)
 
 

@@ -57,8 +57,8 @@ GOLDEN_SEED, N_GOLDEN, GOLDEN_TOLERANCE = 20261, 8, 1e-3
 MICRO_BATCH = 64
 SPLIT = (
     "by object: int(sha1(object_id)[:8], 16) % 10 is 5 to 9 for training, 3 and 4 for test, 0 to 2 never read. "
-    "Training stars are in folds: weights of the halves, calibration and sets of classes follow from what is said of each star "
-    "by those who did not learn from it"
+    "Training stars are in folds: weights of the halves, calibration and sets of classes follow from what is said of "
+    "each star by those who did not learn from it"
 )
 
 
@@ -90,7 +90,7 @@ def describe(
         Date.
     """
     named = {role: join_keys(names) for role, names in keys.items()}
-    used = {"fit": [*named["fit"], *named["validation"]], "test": named["test"]}
+    used: dict[Role, list[Key]] = {"fit": [*named["fit"], *named["validation"]], "test": named["test"]}
     body: dict[str, Any] = {
         **card_body(recipe, onnx, data_sets_of(used, recipe.card.citations), today, split=SPLIT),
         "finder": FINDER,

@@ -184,19 +184,28 @@ class CurveSource:
     def examples(self, role: Role, variant: int = 0) -> Examples:
         """Curves of a role as they are, or a worse copy of each, numbered from 1."""
         which = np.flatnonzero(self.role == role)
-        curves, weight = self.curves.take(which), 1.0
+        curves = self.curves.take(which)
+        weight = self._weight(curves.table)
         if role in LEARNING:
             require(curves.table[SOURCE].to_pylist(), frozenset({role}))
         if variant:
             curves = worse_copies(curves, np.random.default_rng([self.recipe.seed, variant]))
-            weight = self.recipe.labelled.share
+            weight *= self.recipe.labelled.share
         period = self._periods(curves, f"{role}-{variant}")
         wave = wave_periods(curves, period)
         table = curve_features(curves, period, wave)
         rows = gather_table(table, self.contract, self.recipe.name).astype(np.float32)
         rows[~np.isfinite(rows)] = np.nan
         inside = self.inside([self.code[place] for place in which])
-        return Examples(curves, wave, rows, inside, np.full(len(which), weight, np.float32))
+        return Examples(curves, wave, rows, inside, weight)
+
+    def _weight(self, table: pa.Table) -> NDArray[np.float32]:
+        weights = self.recipe.labelled.weights
+        if "survey" not in table.column_names:
+            return np.ones(table.num_rows, np.float32)
+        return np.array(
+            [weights.get(survey or "", 1.0) for survey in table["survey"].to_pylist()], np.float32
+        )
 
     def _periods(self, curves: LightCurves, name: str) -> Values:
         digest = hashlib.sha256(

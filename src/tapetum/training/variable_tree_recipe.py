@@ -19,6 +19,9 @@ class LabelledCurves(RecipePart):
     labels: dict[str, str] = Field(
         min_length=1, description="text -> code in the taxonomy; rows of other text are left out"
     )
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="survey -> weight of its curves in learning; others have 1"
+    )
     least_points: int = Field(10, ge=5, description="good points of a curve")
     variants: int = Field(
         2, ge=0, description="worse copies of each curve to learn from: fewer points, larger errors"

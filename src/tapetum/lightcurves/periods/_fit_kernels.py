@@ -37,7 +37,7 @@ def unit(time, frequency, cosine, sine):
         cosine[i], sine[i] = math.cos(angle), math.sin(angle)
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, fastmath={"contract"}, forceinline=True)
 def _turn(cosine, sine, by_cosine, by_sine):
     """Move phases on by angles of known cosine and sine."""
     for i in range(cosine.size):
