@@ -68,6 +68,21 @@ def test_tables_come_back_with_all_that_was_said(table: pa.Table, tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".h5", ".ecsv", ".fits", ".vot"])
+def test_long_and_odd_words_come_back_from_every_format(tmp_path: Path, suffix: str) -> None:
+    long = json.dumps({f"key {k}": "a = b  " + "c " * (k % 40) + "%41%% \u03c0 'q'" for k in range(60)})
+    assert len(long) > 3000
+    words = {
+        "options": long, "classification": long, "tapetum": "1.2", "MODE": "fast", "made_by": "tapetum x = y",
+        "sixty": "a" * 60, "blanks_after": "x  ", "a_word_of_which_the_line_has_72_letters": "b" * 30,
+    }  # fmt: skip
+    words |= {f"cut_{k}": json.dumps(["a" * (40 + k), " b = c " + "d " * 80]) for k in range(72)}
+    path = tmp_path / f"t{suffix}"
+    write_table(pa.table({"x": [1.0]}), str(path), words, sidecar=True)
+    back = words_of(read_table(path))
+    assert back == words
+
+
 def test_lists_of_one_length_are_arrays_for_everybody(table: pa.Table, tmp_path: Path) -> None:
     path = tmp_path / "t.h5"
     write_table(table, str(path))

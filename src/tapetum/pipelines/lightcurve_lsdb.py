@@ -51,7 +51,7 @@ def features_of_catalog(catalog: Any, options: FeatureOptions, how: Reading | No
     --------
     ::
 
-        catalog = lsdb.open_catalog("https://archive/ztf_lc").cone_search(ra=280, dec=0, radius_arcsec=600)
+        catalog = lsdb.open_catalog(address).cone_search(ra=280, dec=0, radius_arcsec=600)
         features_of_catalog(catalog, FeatureOptions(("scope",))).to_hats("features")
     """
     work = partial(features_of_frame, options=options, how=how or Reading())

@@ -131,7 +131,7 @@ class Recipe:
         File for the columns whose names begin with `APART`, with the keys of their rows, not sorted; None: there
         are none.
     words
-        More metadata of the output.
+        More metadata of the output, not of the file apart.
     finish
         Makes other parts of all that are there, in their folder, of which the output is joined: for what depends on
         all of them.
@@ -409,7 +409,9 @@ def _write_joined(
         told = {column.name.removeprefix(APART) for column in apart}
         keys = [column for column in every if column.name in KEYS and column.name not in told]
         kept, lost_apart = _held([*keys, *apart], recipe.apart)
-        _write_columns(paths, kept, recipe, recipe.apart, metadata)
+        # words say what the output is: the other file is something else
+        plain = {key: text for key, text in metadata.items() if key not in recipe.words}
+        _write_columns(paths, kept, recipe, recipe.apart, plain)
         lost += lost_apart
     return sum(pq.read_metadata(path).num_rows for path in paths), tuple(dict.fromkeys(lost))
 

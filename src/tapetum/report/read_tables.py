@@ -7,9 +7,11 @@ import warnings
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from tapetum.core.errors import FormatError, InputError, LimitError, UsageError
 from tapetum.report.tables import (
+    FITS_QUOTED,
     HDF5_LISTS,
     HDF5_TABLE,
     TABLE_FORMATS,
@@ -37,7 +39,6 @@ _STRUCTURE = (
 _COLUMN_KEYS = (
     "TTYPE", "TFORM", "TUNIT", "TNULL", "TDISP", "TDIM", "TSCAL", "TZERO", "TCOMM", "NAXIS", "TBCOL",
 )  # fmt: skip
-_CARD = 72  # letters of a HISTORY line of a FITS header; longer ones are folded
 
 
 def readable_format(path: str | Path) -> str:
@@ -200,7 +201,9 @@ def _read_through_astropy(path: Path, kind: str) -> pa.Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd units and old VOTable versions are no reason to stop
         found = Table.read(path, format=ASTROPY[kind], **options)
-        words = _words(found.meta, kind) | _extra_words(path, kind)
+        more = _extra_words(path, kind)
+        short = {key.upper() for key in more} if kind == "fits" else set()  # as far as a card can say it
+        words = {key: word for key, word in _words(found.meta, kind).items() if key not in short} | more
     found.meta.clear()
     table = from_astropy(found)
     table = table.replace_schema_metadata(_as_words(words))
@@ -235,20 +238,29 @@ def _extra_words(path: Path, kind: str) -> dict[str, Any]:
             header = next(
                 (part.header for part in parts if isinstance(part, fits.BinTableHDU)), fits.Header()
             )
-        lines = [str(line).partition(" = ") for line in _history(header)]
-        return {key: value for key, equals, value in lines if equals and " " not in key}
+        return _words_of_history([str(line) for line in header.get("HISTORY", [])])
     return {}
 
 
-def _history(header: Any) -> list[str]:
-    """The lines of HISTORY; one that the header had to fold is put together again."""
-    lines: list[str] = []
-    for line in header.get("HISTORY", []):
-        if lines and len(lines[-1]) % _CARD == 0 and lines[-1] and " = " not in line:
-            lines[-1] += line
-        else:
-            lines.append(line)
-    return lines
+def _words_of_history(lines: Sequence[str]) -> dict[str, str]:
+    """Words in the lines of HISTORY: ``key = value``, or percent-encoded in as many lines as they need."""
+    words: dict[str, str] = {}
+    rest = iter(lines)
+    for line in rest:
+        if not line.startswith(FITS_QUOTED):
+            key, equals, value = line.partition(" = ")
+            if equals and " " not in key:
+                words[key] = value
+            continue
+        text = line
+        while len(text) < 2 * len(FITS_QUOTED) or not text.endswith(FITS_QUOTED):
+            more = next(rest, None)
+            if more is None:
+                break
+            text += more
+        key, _, value = text.removeprefix(FITS_QUOTED).removesuffix(FITS_QUOTED).partition("=")
+        words[unquote(key)] = unquote(value)
+    return words
 
 
 def _has_our_table(path: Path) -> bool:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from tapetum.core.errors import UsageError
 from tapetum.core.files import whole_file
@@ -25,6 +26,9 @@ HDF5_TABLE, HDF5_LISTS = (
     "lists",
 )  # where an HDF5 file has the columns, and those of lists of any length
 CSVW = "http://www.w3.org/ns/csvw"
+FITS_WORDS, FITS_LINE = 60, 72  # letters that a card of a FITS header has room for, and one of HISTORY
+FITS_QUOTED = "%%"  # before and after words in HISTORY that are percent-encoded, in which it cannot be
+NOT_QUOTED = "!\"#$&'()*+,-./:;<=>?@[]^_`{|}~"
 
 
 def table_format(path: str) -> str:
@@ -316,11 +320,21 @@ def _fits_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Map
     hdu.name = "TABLE"
     for key, value in words.items():
         line = value.replace("\n", " ").encode("ascii", "backslashreplace").decode()
-        if re.fullmatch(r"[A-Za-z0-9_-]{1,8}", key) and key.upper() not in hdu.header:
+        in_card = re.fullmatch(r"[A-Za-z0-9_-]{1,8}", key) and key.upper() not in hdu.header
+        if in_card and len(line) <= FITS_WORDS:
             hdu.header[key.upper()] = line
-        else:  # longer keywords have no place in a FITS header
-            hdu.header.add_history(f"{key} = {line}")
+        if not in_card or (key, line.rstrip()) != (key.upper(), value) or len(line) > FITS_WORDS:
+            hdu.header.add_history(_fits_history(key, value))
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(part, overwrite=True, checksum=True)
+
+
+def _fits_history(key: str, value: str) -> str:
+    """Words that no card of a FITS header can hold as they are, for HISTORY, whose lines are cut at 72 letters."""
+    plain = f"{key} = {value}"
+    one_line = len(plain) <= FITS_LINE and plain.isascii() and plain.isprintable()
+    if one_line and not re.search(r"\s", key) and not key.startswith(FITS_QUOTED) and value == value.strip():
+        return plain
+    return f"{FITS_QUOTED}{quote(key, safe='')}={quote(value, safe=NOT_QUOTED)}{FITS_QUOTED}"
 
 
 def _hdf5_file(table: pa.Table, part: Path, words: Mapping[str, str], units: Mapping[str, str]) -> None:
