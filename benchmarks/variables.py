@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,12 +98,30 @@ def which_nine(
 
 def boosted(rows: Values, classes: Whole, judged: Values) -> Whole:
     """What scikit-learn's gradient boosting, as it comes, answers."""
-    try:
-        ensemble = import_module("sklearn.ensemble")
-    except ModuleNotFoundError:
-        raise SystemExit("the rival needs scikit-learn: pip install scikit-learn") from None
+    ensemble = import_module("sklearn.ensemble")
     model = ensemble.HistGradientBoostingClassifier(random_state=0).fit(rows, classes)
     return np.asarray(model.predict(judged), np.int64)
+
+
+def rival_answers(learned: list[Examples], curves: LightCurves, leaves: tuple[str, ...]) -> dict[str, Whole]:
+    """What the rival says of curves, trained on one catalogue and on all; nothing without scikit-learn."""
+    if find_spec("sklearn") is None:
+        print("variables: the rival needs scikit-learn: pip install scikit-learn", flush=True)
+        return {}
+    judged = rival_features(curves)
+    answers = {}
+    for name, survey in (("of the same catalogue", CATALOGUE), ("of all surveys", None)):
+        chosen = [which_nine(part, leaves, survey) for part in learned]
+        rows = np.concatenate(
+            [
+                rival_features(part.curves.take(places))
+                for part, (places, _) in zip(learned, chosen, strict=True)
+            ]
+        )
+        classes = np.concatenate([kind for _, kind in chosen])
+        name = f"39 features, HistGradientBoosting, {len(classes)} curves {name}"
+        answers[name] = boosted(rows, classes, judged)
+    return answers
 
 
 def difference(
@@ -193,39 +212,29 @@ def run(model: str = "variables", cache: Path | None = None, *, points: bool = T
         flush=True,
     )
     probability = softmax(logits_of(tree.model, test) / tree.temperature)[where]
-    judged = rival_features(test.curves.take(where))
     answers = {
         f"{model} {tree.model.card.version}, best of the nine": among_nine(probability, leaves),
         f"{model} {tree.model.card.version}, best of all {len(leaves)}": among_all(probability, leaves),
     }
-    for name, survey in (("of the same catalogue", CATALOGUE), ("of all surveys", None)):
-        chosen = [which_nine(part, leaves, survey) for part in learned]
-        rows = np.concatenate(
-            [
-                rival_features(part.curves.take(places))
-                for part, (places, _) in zip(learned, chosen, strict=True)
-            ]
-        )
-        classes = np.concatenate([kind for _, kind in chosen])
-        answers[f"39 features, HistGradientBoosting, {len(classes)} curves {name}"] = boosted(
-            rows, classes, judged
-        )
+    rivals = rival_answers(learned, test.curves.take(where), leaves)
+    answers |= rivals
     for name, given in answers.items():
         print(
             f"    {name}: {in_words(with_intervals(MEASURES, truth, given, objects, n_classes))}", flush=True
         )
-    ours, *_, rival, rival_all = answers.values()
-    for name, theirs in (("the first", rival), ("the second", rival_all)):
+    ours = next(iter(answers.values()))
+    for name, theirs in rivals.items():
         for measure, (value, low, high) in difference(truth, ours, theirs, objects).items():
             print(
                 f"    better than {name} by {value:+.3f} ({low:+.3f} to {high:+.3f}) in {measure}", flush=True
             )
     names = (*NINE, "other")
-    scores = f1_scores(confusion(truth, rival, n_classes))
+    first = next(iter(rivals.values()), None)
+    scores = None if first is None else f1_scores(confusion(truth, first, n_classes))
     for row in class_table(truth, ours, objects, names):
-        other = scores[names.index(row["class"])]
+        other = "not trained" if scores is None else f"{scores[names.index(row['class'])]:.3f}"
         interval = f"{row['f1_low']:.3f} to {row['f1_high']:.3f}"
-        print(f"    {row['class']}: {row['stars']} stars, F1 {row['f1']:.3f} ({interval}), rival {other:.3f}")
+        print(f"    {row['class']}: {row['stars']} stars, F1 {row['f1']:.3f} ({interval}), rival {other}")
     if points:
         report_points(tree, test, where, truth, leaves)
 

@@ -17,6 +17,7 @@ from tapetum.cli.app import app
 from tapetum.core.errors import InputError, PartialFailureError, UsageError
 from tapetum.lightcurves.curves import LightCurves
 from tapetum.lightcurves.formats.opening import open_curves, write_curves
+from tapetum.lightcurves.periods.array_backend import Backend
 from tapetum.lightcurves.wanted import read_ids
 from tapetum.report.read_tables import read_table
 
@@ -88,6 +89,27 @@ def test_a_bad_file_stops_no_other(file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "g.parquet").exists()
 
 
+@pytest.mark.parametrize("verb", ["periods", "features"])
+def test_a_device_is_chosen_by_an_option(
+    verb: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Any] = []
+    put = Backend.put
+    monkeypatch.setattr(Backend, "put", lambda self, values: used.append(self.xp) or put(self, values))
+    words = (verb, file, "--algorithms", "LS,CE", *GRID)
+    for device in ("cpu", "numpy"):
+        call(*words, "--device", device, "-o", tmp_path / f"{device}.parquet")
+        assert set(used) == ({np} if device == "numpy" else set())
+    loops, arrays = (read_table(tmp_path / f"{device}.parquet") for device in ("cpu", "numpy"))
+    for name in ("period_LS", "period_CE"):
+        ours, theirs = ([value for value in table[name].to_pylist() if value] for table in (loops, arrays))
+        assert theirs == pytest.approx(ours, rel=1e-9)
+        assert len(ours) == 2
+    for device in ("cuda:99", "tpu", "cuda:x"):
+        with pytest.raises(UsageError, match=f"device .?{device}"):
+            call(*words, "--device", device, "-o", tmp_path / "none.parquet")
+
+
 def test_periods_by_source(file: Path, tmp_path: Path) -> None:
     out, grams = tmp_path / "p.parquet", tmp_path / "grams.parquet"
     call("periods", file, "-o", out, "--by", "source", "--algorithms", "LS", *GRID, "--periodograms", grams)
@@ -141,6 +163,30 @@ def document(number: int) -> dict[str, Any]:
         "ra": 10.0 + number, "dec": 20.0, "data": points,
         "coordinates": {"radec_geojson": {"type": "Point", "coordinates": [10.0 + number - 180.0, 20.0]}},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["curves", "features"])
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_a_quadrant_without_light_curves_has_empty_tables(
+    server: Any, tmp_path: Path, kind: str, suffix: str
+) -> None:
+    ids, out = tmp_path / f"ids{suffix}", tmp_path / "out.parquet"
+    call("ids", "--field", 999, "--ccd", 1, "--quadrant", 1, "-o", ids)
+    assert call("fetch", ids, "--kind", kind, "-o", out).exit_code == 0
+    assert read_table(out).num_rows == 0
+    if kind == "curves":
+        features = tmp_path / "features.parquet"
+        assert call("features", out, "-o", features).exit_code == 0
+        assert read_table(features).num_rows == 0
+        assert {"lc_id", "kept", "median"} <= set(read_table(features).column_names)
+
+
+def test_a_counted_quadrant_has_ids(server: Any, tmp_path: Path) -> None:
+    server.catalogues[SOURCES].append({**document(1), "_id": 9, "ccd": 9})  # 10 points only
+    counts = tmp_path / "quadrants.csv"
+    call("ids", "--count", "--field", 301, "-o", counts)
+    n_curves = {row["ccd"]: row["n_curves"] for row in read_table(counts).to_pylist() if row["n_curves"]}
+    assert n_curves == {1: 3, 2: 2}
 
 
 def test_ids_then_light_curves(server: Any, tmp_path: Path) -> None:

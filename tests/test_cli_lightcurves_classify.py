@@ -306,6 +306,84 @@ def test_dated_folder_of_light_curves_has_features(file: Path, group: Path, tmp_
     assert "iqr" in read_table(folder / "features.parquet").column_names
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".h5", ".fits", ".csv"])
+def test_kept_features_are_a_table_that_can_be_classified(
+    file: Path, group: Path, tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / f"f{suffix}"
+    with caplog.at_level("INFO"):
+        call(
+            "classify", file, "--models", group / "ea", "-o", tmp_path / "c.parquet", "--save-features", kept
+        )
+    names = read_table(kept).column_names
+    assert len(set(names)) == len(names)
+    assert {"lc_id", "object_id", "iqr"} <= set(names)
+    assert ("dmdt" in names) == (suffix in (".parquet", ".h5"))
+    assert ("no place for dmdt" in caplog.text) == (suffix in (".fits", ".csv"))
+    again = tmp_path / "again.parquet"
+    call("classify", kept, "--models", group / "ea", "-o", again)
+    one, other = read_table(tmp_path / "c.parquet"), read_table(again)
+    for name in ("object_id", "lc_id", "ea_dnn"):
+        assert one[name].to_pylist() == other[name].to_pylist()
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".csv", ".h5", ".ecsv", ".vot"])
+def test_every_format_holds_a_classification(
+    features: Path, group: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"c{suffix}"
+    call("classify", features, "--models", group, "-o", out, "--threshold", "0.6", "--combine", "mean")
+    call("classify", features, "--models", group, "-o", tmp_path / "c.parquet", "--threshold", "0.6", "--combine",
+         "mean")  # fmt: skip
+    one, other = read_table(out), read_table(tmp_path / "c.parquet")
+    assert json.loads(words_of(one)[WORD]) == json.loads(words_of(other)[WORD])
+    assert one["object_id"].to_pylist() == other["object_id"].to_pylist()
+    np.testing.assert_allclose(one["vnv"].to_numpy(), other["vnv"].to_numpy())
+
+
+def test_names_that_a_run_made_are_no_keys_of_the_next(features: Path, group: Path, tmp_path: Path) -> None:
+    table = read_table(features).slice(0, 3)
+    places = {"object_id": pa.nulls(3, pa.string()), "dec": pa.array([5.0, 5.0 + 3 / 3600, 9.0])}
+    for name, column in places.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, tmp_path / "f.parquet")
+    out = tmp_path / "c.parquet"
+    words = ("classify", tmp_path / "f.parquet", "--models", group / "ea", "-o", out)
+
+    def found(*more: object) -> list[str]:
+        call(*words, *more)
+        names = read_table(out)["lc_id"].to_pylist()
+        assert isinstance(names, list)
+        return names
+
+    for _ in range(2):
+        assert found() == ["a", "b", "c"]
+        assert found("--source-radius-arcsec", 5) == ["a b", "c"]
+        curves = read_table(tmp_path / "c_lightcurves.parquet")
+        assert curves["object_id"].to_pylist() == ["a", "a", "c"]
+        assert curves["object_id_made"].to_pylist() == [True] * 3
+        assert found("--only-keyed") == []
+    call(
+        "combine",
+        tmp_path / "c_lightcurves.parquet",
+        "-o",
+        tmp_path / "d.parquet",
+        "--source-radius-arcsec",
+        5,
+    )
+    assert read_table(tmp_path / "d.parquet")["lc_id"].to_pylist() == ["a b", "c"]
+
+
+def test_runs_with_other_rows_have_other_folders(features: Path, group: Path, tmp_path: Path) -> None:
+    words = ("classify", features, "--models", group / "ea", "-o", tmp_path / "runs")
+    rules = ((), ("--by", "curve"), ("--statistic", "max"), ("--source-key", "catalogues"), ("--only-keyed",))
+    for number, more in enumerate(rules, 1):
+        call(*words, *more)
+        assert len(list((tmp_path / "runs").iterdir())) == number
+    call(*words)
+    assert len(list((tmp_path / "runs").iterdir())) == len(rules)
+
+
 # ---- one after the other -------------------------------------------------------------------------------------------
 
 
@@ -365,6 +443,66 @@ def test_predictions_of_the_described_system(tmp_path: Path) -> None:
         call("combine", out / "field_2.parquet", "-o", both)
     with pytest.raises(InputError, match="no classification: no columns such as"):
         call("combine", features_like(tmp_path), "-o", both)
+
+
+def test_of_dated_folders_only_classifications_are_joined(
+    file: Path, group: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = []
+    for name in ("ea", "vnv-dnn"):
+        call("classify", file, "--models", group / name, "-o", tmp_path / name, "--csv")
+        folders += (tmp_path / name).iterdir()
+    with caplog.at_level("INFO"):
+        call("combine", *folders, "-o", tmp_path / "both")
+    assert json.loads((tmp_path / "both" / "fields.json").read_text()) == {
+        "classes.csv": 4, "classes.parquet": 4,
+    }  # fmt: skip
+    names = read_table(tmp_path / "both" / "classes.parquet").column_names
+    assert {"ea_dnn", "vnv_dnn"} <= set(names)
+    assert all(str(folder / "features.parquet") in caplog.text for folder in folders)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no classifications in"):
+        call("combine", tmp_path / "none", "-o", tmp_path / "nothing")
+
+
+def test_a_taxonomy_of_ones_own_is_not_needed_to_join(features: Path, group: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    rows = [("vnv", "variable", ""), ("quiet", "quiet", 'opposite = "vnv"'), ("ea", "EA", 'parent = "vnv"')]
+    text = [f'[[class]]\ncode = "{a}"\nlabel = "{b}"\nview = "ontological"\n{c}\n' for a, b, c in rows]
+    mine.write_text('name = "mine"\n' + "".join(text))
+    words = ("--models", group / "vnv-dnn", "--by", "curve", "--taxonomy", mine)
+    call("classify", features, *words, "-o", tmp_path / "a.parquet")
+    mine.unlink()
+    call("combine", tmp_path / "a.parquet", "-o", tmp_path / "b.parquet", "--by", "curve")
+    one, other = read_table(tmp_path / "a.parquet"), read_table(tmp_path / "b.parquet")
+    assert one["quiet_dnn"].to_pylist() == other["quiet_dnn"].to_pylist()
+    assert "nonvar" not in other.column_names
+    call("combine", tmp_path / "b.parquet", "-o", tmp_path / "c.parquet")
+    assert "quiet" in read_table(tmp_path / "c.parquet").column_names
+
+
+def test_joined_classes_of_a_tree(file: Path, group: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tree.parquet"
+    call("classify", file, "-o", out)
+    call("classify", file, "--models", group / "ea", "-o", tmp_path / "ea.parquet")
+    call(
+        "combine", tmp_path / "tree_lightcurves.parquet", tmp_path / "ea_lightcurves.parquet", "-o",
+        tmp_path / "both.parquet",
+    )  # fmt: skip
+    one, other = read_table(out), read_table(tmp_path / "both.parquet")
+    for name in ("class", "class_probability", "class_set", "rrab_tree"):
+        assert one[name].to_pylist() == other[name].to_pylist(), name
+    assert one["class"].null_count == 0
+    assert "ea_dnn" in other.column_names
+
+
+def test_combine_refuses_before_the_work(features: Path, group: Path, tmp_path: Path) -> None:
+    curves = tmp_path / "c.parquet"
+    call("classify", features, "--models", group / "ea", "-o", curves, "--by", "curve")
+    for words, said in ((("--threshold", "7"), "--threshold 7"), ((curves,), "named twice")):
+        with pytest.raises(UsageError, match=said):
+            call("combine", curves, *words, "-o", tmp_path / "d.parquet")
+    assert not (tmp_path / "d.parquet").exists()
 
 
 def features_like(folder: Path) -> Path:
@@ -483,6 +621,31 @@ def test_a_server_is_asked_for_the_catalogues_that_models_list(
     assert all(len(each) == 1 for each in places)
 
 
+def test_only_a_server_that_is_named_is_asked(
+    server: Any, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = ({"name": "iqr"}, {"name": "Gaia_EDR3__parallax", "missing": "zero"}, {"name": "n_ztf_alerts",
+              "missing": "zero"})  # fmt: skip
+    models_.write(models_.classifier(features=listed), tmp_path / "m")
+    words = ("classify", file, "--models", tmp_path / "m", "-o", tmp_path / "c.parquet")
+    with pytest.raises(UsageError, match=r"kowalski\.url is not set"):
+        call(*words, "--server", "settings")
+    monkeypatch.setenv("TAPETUM_KOWALSKI__URL", server.url)
+    server.catalogues |= {"Gaia_EDR3": [], "ZTF_alerts": []}
+    with pytest.raises(UsageError, match="needs columns of Gaia_EDR3"):
+        call(*words)
+    call(*words, "--absent", "missing")
+    assert server.asked == []
+    call(*words, "--server", "settings", "--overwrite", "--absent", "missing", "--alerts-catalogue", "none")
+    assert server.asked
+    # neither alerts, which are not wanted, nor bright stars, which no model lists
+    text = json.dumps(server.asked)
+    assert "ZTF_alerts" not in text
+    assert "phot_g_mean_mag" not in text
+    with pytest.raises(UsageError, match="needs n_ztf_alerts: give --alerts"):
+        call(*words, "--server", "settings", "--alerts-catalogue", "none")
+
+
 # ---- failures ------------------------------------------------------------------------------------------------------
 
 
@@ -507,12 +670,40 @@ def test_a_bad_file_stops_no_other_and_is_taken_up_again(features: Path, group: 
     assert read_table(tmp_path / "c_lightcurves.csv").num_rows == 4
 
 
+@pytest.mark.parametrize("what", ["file", "features"])
+def test_a_damaged_file_among_others_is_named(
+    request: pytest.FixtureRequest, what: str, group: Path, tmp_path: Path
+) -> None:
+    good = request.getfixturevalue(what)
+    (tmp_path / "0.parquet").write_bytes(b"PAR1, or not")
+    (tmp_path / "1.parquet").write_bytes(good.read_bytes())
+    both = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    for inputs in (both, both[::-1], [tmp_path]):
+        out = tmp_path.parent / f"{what}-{len(inputs)}.parquet"
+        with pytest.raises(PartialFailureError, match="1 of 2 parts rejected"):
+            call("classify", *inputs, "--models", group / "ea", "-o", out, "--overwrite")
+        assert read_table(out)["lc_id"].to_pylist() == ["a b", "c", "d"]
+    with pytest.raises(InputError, match=r"0\.parquet"):
+        call("classify", both[0], "--models", group / "ea", "-o", tmp_path / "c.parquet")
+
+
+def test_nothing_is_taken_twice(file: Path, features: Path, group: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "f.parquet").write_bytes(features.read_bytes())
+    for inputs in ((file, file), (features, features), (folder, folder / "." / "f.parquet")):
+        with pytest.raises(UsageError, match="is named twice"):
+            call("classify", *inputs, "--models", group / "ea", "-o", tmp_path / "c.parquet")
+    with pytest.raises(UsageError, match="is named twice"):
+        call("features", file, file.parent / "." / file.name, "-o", tmp_path / "f.parquet")
+
+
 @pytest.mark.parametrize(
     ("words", "kind", "said"),
     [
         (("--models", "nothing-like-it"), TapetumError, "there is no model"),
         (("--threshold", "high"), UsageError, "--threshold high"),
-        (("--threshold", "2"), UsageError, "a threshold is a probability"),
+        (("--threshold", "2"), UsageError, "--threshold 2"),
         (("--field", "301"), UsageError, "not both"),
         (("--from", "x.parquet"), UsageError, "--from is for a table of what is wanted"),
         (("--save-features", "x.txt"), UsageError, "unknown table suffix"),

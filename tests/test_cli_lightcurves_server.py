@@ -194,7 +194,7 @@ def test_rules_by_name_and_for_the_rest(file: Path, tmp_path: Path) -> None:
         (("--imputer", "x", "--impute-rule", "a=zero"), UsageError, "--imputer has its own rules"),
         (("--impute-rule", "ad=zero"), UsageError, "are for --impute"),
         (("--impute", "--impute-rule", "ad"), UsageError, "write FEATURE=RULE"),
-        (("--impute", "--impute-rule", "ad=best"), InputError, "known rules: median zero regress"),
+        (("--impute", "--impute-rule", "ad=best"), InputError, "known rules: median mean zero regress"),
         (("--impute", "--impute-rule", "nonsense=zero"), InputError, "no column nonsense"),
         (("--server", "settings"), UsageError, "no Kowalski server"),
         (("--server", "http://127.0.0.1:9", "--server-catalogue", "X"), UsageError, "write NAME:COLUMN"),

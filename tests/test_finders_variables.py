@@ -14,7 +14,8 @@ import pytest
 from tapetum.core.errors import InputError, ModelError
 from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.finders.variable_group import VariableGroup
-from tapetum.finders.variable_sources import per_source, source_of_rows
+from tapetum.finders.variable_join import join
+from tapetum.finders.variable_sources import as_made, per_source, source_of_rows, with_source_names
 from tapetum.finders.variables import (
     WORD,
     Config,
@@ -296,6 +297,28 @@ def test_sources_by_position_where_nothing_else_tells_them():
     assert told.tolist() == [False, False, False, True, False]
 
 
+def test_names_that_were_made_are_no_keys():
+    rows = pa.table(
+        {
+            "lc_id": ["1", "2", "3"], "object_id": pa.array([None, "", "x"]), "ra": [10.0, 10.0, 20.0],
+            "dec": [5.0, 5.0 + 3 / 3600, 5.0], "a": [0.0, 1.0, 2.0],
+        }
+    )  # fmt: skip
+    found = Variables([classifier("ea", features=({"name": "a"},))], Config()).find(rows)
+    named = with_source_names(found)
+    assert named["object_id"].to_pylist() == ["1", "2", "x"]
+    assert named["object_id_made"].to_pylist() == [True, True, False]
+    assert as_made(named)["object_id"].to_pylist() == [None, None, "x"]
+    assert as_made(named).column_names == found.column_names
+    # at another radius, other sources; none of the names counts as a key
+    assert per_source(named, radius_arcsec=5)["lc_id"].to_pylist() == ["1 2", "3"]
+    assert per_source(named, others=False)["lc_id"].to_pylist() == ["3"]
+    assert join([named], ["n"])["object_id"].to_pylist() == [None, None, "x"]
+    assert with_source_names(as_made(named), radius_arcsec=5)["object_id"].to_pylist() == ["1", "1", "x"]
+    own = found.filter([False, False, True])
+    assert with_source_names(own).column_names == own.column_names
+
+
 def test_median_of_an_even_number():
     rows = pa.table({"a": [0.0, 1.0, 2.0, 30.0], "object_id": ["x"] * 4})
     found = Variables([classifier("ea", features=({"name": "a"},))], Config(calibrated=False)).find(rows)
@@ -377,10 +400,12 @@ def test_a_tree_of_classes_beside_others(alone):
     ]
     assert group.needed == ({} if alone else {"a": "variables-ea-dnn", "b": "variables-ea-dnn"})
     found = found.replace_schema_metadata({WORD: json.dumps(group.about())})
-    sources = per_source(found, "max", tree=group.tree)
+    sources = per_source(found, "max")
     assert sources["object_id"].to_pylist() == ["x", "y", "z"]
     assert sources["rrab_tree"].to_pylist() == [0.375, None, 0.5]  # the mean, though others are the largest
     assert sources["class"].to_pylist() == ["rrc", None, "rrab"]
+    assert sources["class_probability"].to_pylist() == [0.625, None, 0.5]
+    assert sources["class_set"].to_pylist() == ["rrc rrab", None, "rrab rrc"]
     assert sources["n_classified"].to_pylist() == [2, 0, 1]
     if not alone:
         assert sources["ea_dnn"][0].as_py() == pytest.approx(sigmoid(1)[0], abs=1e-6)

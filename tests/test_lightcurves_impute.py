@@ -60,13 +60,20 @@ def test_a_row_does_not_depend_on_its_company(rng: np.random.Generator) -> None:
     assert together == alone
 
 
-def test_what_has_no_neighbour_gets_the_median() -> None:
+def test_what_has_no_neighbour_gets_the_mean_as_scikit_learn_has_it() -> None:
     names = ["parallax", "w1mpro"]
-    train = np.array([[1.0, NAN], [3.0, NAN], [NAN, 10.0], [NAN, 14.0]])
+    train = np.array([[1.0, NAN], [1.0, NAN], [4.0, NAN], [NAN, 10.0], [NAN, 14.0], [NAN, 15.0]])
     done = Imputer.fit(table_of(train, names), described_strategies(names)).apply(
         table_of(np.array([[NAN, NAN], [2.0, NAN]]), names)
     )
-    assert done.table.to_pydict() == {"parallax": [2.0, 2.0], "w1mpro": [12.0, 12.0]}
+    assert done.table.to_pydict() == {"parallax": [2.0, 2.0], "w1mpro": [13.0, 13.0]}
+
+
+def test_means_take_the_place_of_missing_values() -> None:
+    train = pa.table({"e": [1.0, 2.0, 9.0, None]})
+    done = Imputer.fit(train, {"e": "mean"}).apply(pa.table({"e": [None, 5.0, NAN]}))
+    assert done.table.to_pydict() == {"e": [4.0, 5.0, 4.0]}
+    assert done.filled["e"].tolist() == [True, False, True]
 
 
 def test_medians_zeros_and_dropped_rows() -> None:
@@ -134,9 +141,10 @@ def test_rules_survive_as_text(rng: np.random.Generator) -> None:
         "{}",
         "[]",
         "no json",
-        '{"strategies": {"x": "guess"}, "medians": {}, "donors": []}',
-        '{"strategies": {"x": "median"}, "medians": {}, "donors": []}',
-        '{"strategies": {"x": "regress"}, "medians": {"x": 1}, "donors": [[1, 2]]}',
+        '{"strategies": {"x": "guess"}, "medians": {}, "means": {}, "donors": []}',
+        '{"strategies": {"x": "median"}, "medians": {}, "means": {"x": 1}, "donors": []}',
+        '{"strategies": {"x": "mean"}, "medians": {"x": 1}, "means": {}, "donors": []}',
+        '{"strategies": {"x": "regress"}, "medians": {}, "means": {"x": 1}, "donors": [[1, 2]]}',
     ],
 )
 def test_other_text_is_refused(text: str) -> None:

@@ -16,6 +16,7 @@ from tapetum.models.points import (
     chosen_points,
     prepare_points,
     sine_powers,
+    waves,
 )
 
 PERIOD = np.array([0.61, 2.3, np.nan])
@@ -82,3 +83,18 @@ def test_sine_powers_are_those_of_a_fit(curves: LightCurves) -> None:
             left = ((mag / err - terms @ fit) ** 2).sum()
             mean = np.average(mag, weights=err**-2)
             assert found[row, column] == pytest.approx(1 - left / (((mag - mean) / err) ** 2).sum(), abs=1e-9)
+
+
+def test_waves_are_those_that_were_put_in() -> None:
+    rng = np.random.default_rng(8)
+    time = np.sort(rng.uniform(0, 300, 400))
+    turn = 2 * np.pi * (time - time[0]) / 0.8
+    mag = 11 + 0.2 * np.cos(turn) - 0.1 * np.sin(2 * turn) + 0.05 * np.cos(5 * turn)
+    curves = LightCurves.of_lists(
+        [time, time, time[:3]], [mag, mag * np.nan, mag[:3]], [np.full(400, 0.01)] * 2 + [[0.0] * 3]
+    )
+    found, left = waves(curves, np.array([0.8, 0.8, 0.8]), 6)
+    np.testing.assert_allclose(found[0], [0.2, -0.1j, 0, 0, 0.05, 0], atol=2e-3)
+    assert left[0] < 1e-3
+    assert np.isnan(found[1:]).all()
+    assert np.isnan(left[1:]).all()

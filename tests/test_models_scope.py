@@ -20,15 +20,15 @@ from tapetum.core.errors import FormatError, InputError, UsageError
 from tapetum.finders import variables
 from tapetum.lightcurves.impute import Strategy
 from tapetum.models.card import load_card
+from tapetum.models.feature_statistics import read_statistics, statistics_of
 from tapetum.models.scope_models import (
     DESCRIBED,
     PERIODIC,
     ScopeContract,
     import_scope,
     read_scope_config,
-    read_statistics,
-    statistics_of,
 )
+from tapetum.models.tables import imputer_of
 
 TODAY = date(2026, 11, 20)
 SUFFIX = "ELS_ECE_EAOV"
@@ -238,6 +238,28 @@ def test_trees_give_the_sum_of_their_leaves(tmp_path: Path, rng: np.random.Gener
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-margin)), atol=1e-6)
     assert got.std() > 0.05
     assert done.card.training.recipe == {"objective": "binary:logistic", "eta": "0.05", "max_depth": "7"}
+    # what a training goes on from
+    assert (done.folder / "booster.json").read_bytes() == (tmp_path / "dscu.json").read_bytes()
+    (done.folder / "booster.json").unlink()
+    import_scope(
+        tmp_path / "dscu.json", "variables-dscu-xgb", "xgb", contract, tmp_path, TODAY, training_set=table
+    )
+    assert (done.folder / "booster.json").is_file()
+
+
+def test_classes_are_given_above_the_threshold_of_scope(tmp_path: Path, rng: np.random.Generator) -> None:
+    trees = write_trees(tmp_path / "dscu.json", ["ad", "median"], rng)
+    for one in trees:  # every row has the same score
+        one["split_conditions"] = [*one["split_conditions"][:3], *[0.08] * 4]
+    content = json.loads((tmp_path / "dscu.json").read_text())
+    content["learner"]["gradient_booster"]["model"]["trees"] = trees
+    (tmp_path / "dscu.json").write_text(json.dumps(content))
+    contract = ScopeContract("dscu", "Delta Scu", "ontological", scaling="none")
+    done = import_scope(tmp_path / "dscu.json", "a", "xgb", contract, tmp_path, TODAY)
+    config = variables.Config(threshold="card")
+    found = variables.load(str(done.folder), config).find(pa.table({"ad": [1.0], "median": [1.0]}))
+    assert 0.5 < found["dscu_xgb"][0].as_py() < 0.7
+    assert found["classes"].to_pylist() == [""]
 
 
 def test_missing_features_are_replaced_as_described(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -256,6 +278,22 @@ def test_missing_features_are_replaced_as_described(tmp_path: Path, rng: np.rand
     assert found["dscu_xgb"].null_count == 0
     blank = table.set_column(table.column_names.index("ad"), "ad", pa.nulls(N_ROWS, pa.float64()))
     assert variables.load(str(done.folder)).find(blank)["dscu_xgb"].null_count == N_ROWS
+    # none of the regressed ones is known: the mean of the column, as KNNImputer has it
+    entries = {entry.name: entry for entry in done.card.table.included}
+    for name in ("Gaia_EDR3__parallax", "PS1_DR1__gMeanPSFMag"):
+        assert entries[name].mean == pytest.approx(np.nanmean(table[name].to_numpy()), rel=1e-12)
+    regressed = [name for name, rule in rules.items() if rule == "regress"]
+    unknown = pa.table({name: [np.nan if name in regressed else 1.0] for name in names})
+    filled = imputer_of(done.card.table).apply(unknown).table
+    assert [filled[name][0].as_py() for name in regressed] == [entries[name].mean for name in regressed]
+    # a rule of the configuration stands above the described one
+    strategies = {"AllWISE__w1mpro": Strategy.MEAN, "Gaia_EDR3__parallax": Strategy.DROP}
+    own = ScopeContract("dscu", "Delta Scu", "ontological", strategies=strategies)
+    card = import_scope(tmp_path / "dscu.json", "c", "xgb", own, tmp_path, TODAY, training_set=table).card
+    assert card.table is not None
+    ruled = {entry.name: entry for entry in card.table.included}
+    assert (ruled["AllWISE__w1mpro"].missing, ruled["Gaia_EDR3__parallax"].missing) == ("mean", "drop")
+    assert ruled["AllWISE__w1mpro"].mean == entries["AllWISE__w1mpro"].mean
     # statistics alone: there are no neighbours, so the median takes their place
     plain = ScopeContract("dscu", "Delta Scu", "ontological", statistics=statistics_of(table, names))
     other = import_scope(tmp_path / "dscu.json", "b", "xgb", plain, tmp_path, TODAY).card.table
@@ -292,7 +330,10 @@ training:
 def test_a_configuration_says_list_scaling_and_rules(tmp_path: Path) -> None:
     found = read_scope_config(config(tmp_path / "c.yaml"), "dscu", "ontological")
     assert (found.features, found.period_suffix) == (("period", "median"), "LS_CE_AOV")
-    assert found.strategies == {"median": Strategy.ZERO}
+    # None is a rule as well: the row is dropped, whatever is described for a feature of this name
+    assert found.strategies == {"period": Strategy.DROP, "median": Strategy.ZERO}
+    mean = read_scope_config(config(tmp_path / "m.yaml", rule="Mean"), "dscu", "ontological")
+    assert mean.strategies["median"] is Strategy.MEAN
     assert found.statistics == {"median": {"min": 14.0, "max": 20.0, "median": 17.0, "std": 1.0}}
     no_suffix = read_scope_config(
         config(tmp_path / "d.yaml", period_suffix="None"), "vnv", "phenomenological"

@@ -96,7 +96,7 @@ def test_float32_features_are_rounded_before_they_are_scaled():
 def test_regressed_features_come_from_the_frozen_neighbours():
     donors = np.array([[1, 10], [2, 20], [3, 30], [4, 40], [5, 50], [100, 1000]], np.float32)
     features = [
-        {"name": name, "missing": "regress", "median": 0.0, "centre": 0.0, "width": 1.0} for name in "ab"
+        {"name": name, "missing": "regress", "mean": 0.0, "centre": 0.0, "width": 1.0} for name in "ab"
     ]
     frozen = contract(features=features, scaling="min_max", limit=1e6, donors=StoredArray.pack(donors))
     got = prepare_table(pa.table({"a": [3.0, None], "b": [None, 1000.0]}), frozen, "x")
@@ -110,11 +110,12 @@ def test_regressed_features_come_from_the_frozen_neighbours():
     [
         ({"features": [{"name": "a", "centre": 1.0}]}, "belong together"),
         ({"features": [{"name": "a", "missing": "median"}]}, "no `median`"),
+        ({"features": [{"name": "a", "missing": "mean", "median": 1.0}]}, "no `mean`"),
         ({"features": [{"name": "a"}, {"name": "a"}]}, "twice"),
         ({"features": [{"name": "a", "include": False}]}, "no feature is included"),
         ({"period_suffix": ""}, "period_suffix"),
         ({"scaling": "none"}, "`scaling` is none"),
-        ({"features": [{"name": "a", "missing": "regress", "median": 1.0}]}, "donors"),
+        ({"features": [{"name": "a", "missing": "regress", "mean": 1.0}]}, "donors"),
         ({"features": [{"name": "a", "centre": 0.0, "width": 0.0}]}, "greater than 0"),
     ],
 )

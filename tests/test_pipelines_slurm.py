@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,9 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tapetum.core.errors import FormatError, InputError, NetworkError, TapetumError, UsageError
+from tapetum.lightcurves.curves import LightCurves
+from tapetum.lightcurves.formats.opening import open_curves, write_curves
 from tapetum.lightcurves.remote import quadrants_of
 from tapetum.pipelines.slurm_client import QueuedJob, Slurm
 from tapetum.pipelines.slurm_jobs import (
@@ -95,6 +100,20 @@ def test_files_folders_and_partitions_are_jobs_of_their_own(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no light curves in this folder"):
         file_rows([tmp_path / "empty"])
+
+
+def test_margins_of_a_collection_are_no_jobs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = pa.table({"lc_id": ["a", "b", "c"], "ra": [10.0, 100.0, 200.0], "dec": [5.0, 5.0, 5.0]})
+    times = [np.arange(60.0)] * 3
+    curves = LightCurves.of_lists(times, [rng.normal(18, 0.1, 60) for _ in times], times, table)
+    write_curves(curves, tmp_path / "main")
+    write_curves(curves.take(np.array([0])), tmp_path / "main_10arcs")
+    (tmp_path / "collection.properties").write_text("hats_primary_table_url=main\nall_margins=main_10arcs\n")
+    parts = [Path(row.values["part"]) for row in file_rows([tmp_path])]
+    assert len(parts) == 3
+    assert all(part.is_relative_to(tmp_path / "main") for part in parts)
+    assert [lc_id for part in parts for lc_id in open_curves(part).read().ids] == open_curves(tmp_path).read().ids
 
 
 def test_the_described_table_and_tables_with_counts_are_read(tmp_path: Path) -> None:
@@ -212,7 +231,7 @@ def test_the_scripts_say_all_that_was_asked_for(tmp_path: Path) -> None:
     assert "#SBATCH --partition=shared\n" in submit
     assert f"#SBATCH --mem={16 * 1024}M\n" in submit
     assert "--gpus" not in submit
-    assert submit.endswith(f"exec python -m tapetum lightcurves slurm submit {tmp_path} --max-instances 9\n")
+    assert f"\npython -m tapetum lightcurves slurm submit {tmp_path} --max-instances 9 &\n" in submit
     bare = job_script(JobOptions(memory=None, time=None), "t", tmp_path, tmp_path)
     assert not re.search(r"--(mem|time|gpus|partition|account|mail|clusters)", bare)
     assert f"exec {sys.executable} -m tapetum lightcurves slurm run" in bare
@@ -237,6 +256,31 @@ def test_the_job_script_takes_its_row_from_argument_or_array(tmp_path: Path) -> 
 
     assert said("17")[-2:] == ["--index", "17"]
     assert said(SLURM_ARRAY_TASK_ID="4")[-2:] == ["--index", "4"]
+
+
+@pytest.mark.parametrize("young", [False, True])
+def test_the_submitter_goes_on_in_another_job_when_its_time_is_over(tmp_path: Path, young: bool) -> None:
+    for name, text in (
+        ("python", 'trap "echo ended; exit 0" TERM; echo began; sleep 2 & wait; echo finished'),
+        ("sbatch", 'echo sbatch "$@" "${SLURM_JOB_ID-none} ${SBATCH_PARTITION-none} ${SLURM_CONF-none}"'),
+    ):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = submit_script(JobOptions(python_env=str(tmp_path)), "t", tmp_path / "a b", tmp_path, [])
+    assert "#SBATCH --signal=B:USR1@300\n" in script
+    file = tmp_path / "script"
+    file.write_text(script if young else script.replace('"$SECONDS" -lt 60', '"$SECONDS" -lt 0'))
+    about = {"SLURM_JOB_ID": "7", "SBATCH_PARTITION": "main", "SLURM_CONF": "conf"}
+    process = subprocess.Popen(
+        ["bash", str(file)], stdout=subprocess.PIPE, text=True, env={**os.environ, **about}
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    process.send_signal(signal.SIGUSR1)
+    rest = process.communicate(timeout=20)[0].splitlines()
+    assert process.returncode == 0
+    assert rest == (["finished"] if young else ["ended", f"sbatch {tmp_path}/a b/submit.sub none none conf"])
 
 
 @pytest.mark.parametrize(

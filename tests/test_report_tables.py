@@ -108,7 +108,7 @@ def test_fits_and_votable_keep_metadata_in_their_own_places(table: pa.Table, tmp
     write_table(table, str(tmp_path / "t.fits"), WORDS)
     header = fits.getheader(tmp_path / "t.fits", 1)
     assert header["TAPETUM"] == "1.2.3"
-    assert "a_longer_key = \\u03c0 is long" in str(header["HISTORY"])
+    assert "%%a_longer_key=%CF%80%20is%20long" in str(header["HISTORY"])  # as `read_table` reads it
     assert "CHECKSUM" in header
     write_table(table, str(tmp_path / "t.vot"), WORDS)
     infos = {info.name: info.value for info in parse(tmp_path / "t.vot").resources[0].infos}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from tapetum.store import curves as store_curves
 from tapetum.store.curves import FADED, is_store, open_store_curves
 from tapetum.store.ingest import ingest
 from tapetum.store.store import open_store
+
+_spec = importlib.util.spec_from_file_location("models_", Path(__file__).with_name("variable_models.py"))
+models_ = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(models_)
 
 N_OBJECTS, N_VISITS = 7, 60
 SHARED = (
@@ -131,6 +136,38 @@ def test_features_of_a_store(url: str, tmp_path: Path) -> None:
         ingest(store, [more], model=None)
     call(*words)
     assert max(read_table(out)["n_before"].to_pylist()) == N_VISITS // 2 + 2
+
+
+def test_new_alerts_in_a_store_are_classified(tmp_path: Path) -> None:
+    """By the table of light curves, by a table of what is wanted of them, and in dated folders."""
+    own = f"sqlite:///{tmp_path / 'own.db'}"
+    write_alerts(tmp_path / "night.avro", last_packets(N_VISITS)[:2])
+    with open_store(own, create=True) as store:
+        ingest(store, [tmp_path / "night.avro"], model=None)
+    models_.write(models_.classifier("vnv", features=({"name": "n"},)), tmp_path / "models" / "vnv")
+    wanted = tmp_path / "wanted.csv"
+    wanted.write_text("lc_id\nztf/SIM000000000/ztfg\n")
+    more, runs = ("--models", tmp_path / "models", "--min-points", 20), tmp_path / "runs"
+    every = ("classify", own, *more, "-o", tmp_path / "all.parquet")
+    some = ("classify", wanted, "--from", own, *more, "-o", tmp_path / "some.parquet")
+    dated = ("classify", own, *more, "-o", runs)
+    files = [tmp_path / f"{name}_lightcurves.parquet" for name in ("all", "some")]
+
+    def times() -> list[int]:
+        call(*every)
+        call(*some)
+        call(*dated)
+        return [file.stat().st_mtime_ns for file in files]
+
+    before = times()
+    assert times() == before  # nothing new in the store
+    assert len(list(runs.iterdir())) == 1
+    write_alerts(tmp_path / "more.avro", last_packets(N_VISITS + 4)[:1])
+    with open_store(own) as store:
+        ingest(store, [tmp_path / "more.avro"], model=None)
+    after = times()
+    assert all(new > old for new, old in zip(after, before, strict=True))
+    assert len(list(runs.iterdir())) == 2
 
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pytest
 
 from tapetum.core.errors import FormatError, InputError, LimitError, NetworkError, TapetumError, UsageError
@@ -290,3 +291,45 @@ def test_threads_do_not_hide_faults_and_do_not_run_ahead() -> None:
     with pytest.raises(ZeroDivisionError):
         list(in_threads(broken, items(), 2))
     assert len(begun) < 20
+
+
+@pytest.mark.parametrize(("status", "location"), [(307, "http://other.example.net/api/auth"), (308, "//other:99/x")])
+def test_a_password_does_not_follow_a_redirect_to_another_host(status: int, location: str) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(status, headers={"Location": location})
+
+    with HttpClient(HASTY, transport=httpx.MockTransport(answer)) as client:
+        server = Kowalski("https://kowalski.example.org", client, Login("vera", "hunter2"))
+        with pytest.raises(NetworkError, match="points to http.*would be given what was sent"):
+            server.find("ZTF_alerts", {})
+    assert asked == ["kowalski.example.org"]
+
+
+def test_a_redirect_within_the_server_is_followed() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.startswith("/v2"):
+            return httpx.Response(307, headers={"Location": f"/v2{request.url.path}"})
+        login = request.url.path.endswith("auth")
+        return httpx.Response(200, json={"token": "T"} if login else {"status": "success", "data": []})
+
+    with HttpClient(HASTY, transport=httpx.MockTransport(answer)) as client:
+        server = Kowalski("https://kowalski.example.org", client, Login("vera", "hunter2"))
+        assert server.find("ZTF_alerts", {}) == []
+
+
+def test_user_and_password_of_an_address_are_used_and_not_shown(kowalski: Any, client: HttpClient) -> None:
+    url = kowalski.url.replace("://", f"://{kowalski.user}:{kowalski.password}@")
+    server = Kowalski(url, client, Login())
+    assert server.ping()
+    assert kowalski.headers == ["jwt-1"]
+    assert (server.url, repr(server)) == (kowalski.url, f"Kowalski({kowalski.url!r})")
+    wrong = Kowalski(url.replace(kowalski.password, "sekret"), client, Login())
+    with pytest.raises(InputError) as problem:
+        wrong.find("ZTF_alerts", {})
+    assert "sekret" not in str(problem.value)
+    with pytest.raises(UsageError) as bad:
+        Kowalski("u:sekret@kowalski.example.org", client, Login())
+    assert "sekret" not in str(bad.value)

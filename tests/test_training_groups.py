@@ -8,6 +8,7 @@ import pickle
 import shlex
 from datetime import date
 from functools import partial
+from importlib.resources import files
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,7 @@ from tapetum.pipelines.slurm_tables import command_rows
 from tapetum.training.evaluate import auc
 from tapetum.training.groups import GroupPlan, choose_classes, count_classes, train_class
 from tapetum.training.groups_table import importance_table, stats_table
+from tapetum.training.record import settings_of
 from tapetum.training.split import role_of
 from tapetum.training.trees_task import folds_by_source
 from tapetum.training.variables_data import Rows, TableSource
@@ -245,6 +247,100 @@ def test_classes_with_enough_examples(here):
     assert f"ea: {n} light curves, fewer than {n + 1}" in left_out
     with pytest.raises(InputError, match="no class to train"):
         choose_classes(plan, 1000)
+
+
+def test_a_table_that_says_nothing_of_a_class_is_left_out_for_it_alone(here):
+    pytest.importorskip("xgboost")
+    table = labelled().drop_columns(["scope_class"])
+    of = np.array([one == "ea" for one in labelled()["scope_class"].to_pylist()], float)
+    names = {"object_id": pa.array([f"other-{i // 2}" for i in range(len(of))])}
+    pq.write_table(table.append_column("ea", pa.array(of)), here / "ea.parquet")
+    other = table.set_column(1, "object_id", names["object_id"]).append_column("ew", pa.array(1 - of))
+    pq.write_table(other, here / "ew.parquet")
+    paths = (here / "ea.parquet", here / "ew.parquet")
+    plan = GroupPlan(here / "g", paths, ClassifierOptions("xgb"), TODAY)
+    assert [entry.code for entry in count_classes(plan)] == ["ea", "ew"]
+    assert (plan.tables_of("ea"), plan.tables_of("ew")) == (paths[:1], paths[1:])
+    words = ["models", "train", "variables", "--group", "g", *QUICK, "--min-count", "50", "--no-plots"]
+    words += ["--table", "ea.parquet", "--table", "ew.parquet"]
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "left out: ea.parquet for ew: it says nothing of them" in done.stderr
+    assert "left out: ew.parquet for ea: it says nothing of them" in done.stderr
+    assert len(members("g")) == 2
+    pq.write_table(table, here / "none.parquet")
+    silent = GroupPlan(here / "g", (here / "none.parquet",), ClassifierOptions("xgb"), TODAY)
+    with pytest.raises(InputError, match="nothing is said of any class"):
+        count_classes(silent)
+    assert "says nothing of the class ea" in train_class(silent, "ea").problems[0]
+
+
+def test_a_recomputed_table_is_no_finished_run(here):
+    pytest.importorskip("xgboost")
+    words = ("variables-ea", "--group", "g", *QUICK, "--no-plots")
+    assert train(*words).exit_code == 0
+    table = labelled()
+    pq.write_table(table.set_column(2, "a", pa.array(-table["a"].to_numpy())), here / "t.parquet")
+    again = train(*words)
+    assert status(again) != 0
+    assert "data differ" in str(again.exception)
+    (here / "f.toml").write_text('columns = [{ name = "a" }]\n')
+    assert train(*words, "--overwrite").exit_code == 0
+
+
+def test_a_script_holds_wherever_it_runs(here, monkeypatch):
+    (here / "stats.json").write_text('{"a": {"min": 0, "max": 20}, "b": {"min": -1, "max": 1}}')
+    shipped = files("tapetum.finders") / "taxonomies" / "scope.toml"
+    (here / "mine.toml").write_text(shipped.read_text())
+    (here / "other.toml").write_text("jobs = 1\n")
+    words = [
+        "variables-ea",
+        "--group",
+        "g",
+        *QUICK,
+        "--feature-stats",
+        "stats.json",
+        "--taxonomy",
+        "mine.toml",
+    ]
+    words = [
+        "--config",
+        "other.toml",
+        "models",
+        "train",
+        *words,
+        "--table",
+        "t.parquet",
+        "--script",
+        "todo.sh",
+    ]
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (row,) = command_rows(here / "todo.sh")
+    command = shlex.split(row.values["command"])
+    for name in ("other.toml", "f.toml", "stats.json", "mine.toml", "t.parquet", "g"):
+        assert str(here / name) in command, name
+        assert name not in command, name
+    assert command[:3] == ["--config", str(here / "other.toml"), "models"]
+    # and a run by either path is the same run, whose card does not say where the file lay
+    recipe = classifier_recipe("variables-ea", "xgb", taxonomy=str(here / "mine.toml"))
+    assert settings_of(recipe) == settings_of(classifier_recipe("variables-ea", "xgb", taxonomy="mine.toml"))
+    assert settings_of(recipe)["taxonomy"] == "mine.toml"
+
+
+def test_what_a_killed_run_leaves_is_no_model_of_a_group(here):
+    def model(folder):
+        folder.mkdir(parents=True)
+        for name in ("model.onnx", "card.json"):
+            (folder / name).touch()
+
+    model(here / "g" / "deep" / "ea-xgb")
+    model(here / "g" / "deep" / "ea-xgb" / "plots")
+    model(here / "g" / "ew-xgb" / "seeds" / "43")
+    assert members("g") == [str(here / "g" / "deep" / "ea-xgb")]
+    model(here / "g" / "seeds" / "44")
+    with pytest.raises(ModelError, match="no model in it"):
+        members(here / "g" / "ew-xgb")
 
 
 def test_a_plan_travels_to_workers(here):

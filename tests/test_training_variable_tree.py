@@ -64,7 +64,7 @@ def small_recipe() -> VariableTreeRecipe:
     settings["length"] = 24
     settings["folds"] = 2
     settings["network"]["arguments"] = {"width": 16, "heads": 2, "queries": 3, "blocks": 1, "dense": 16}
-    settings["data"][0] |= {"labels": labels, "variants": 1}
+    settings["data"][0] |= {"labels": labels, "variants": 1, "weights": {"made up": 3.0}}
     settings["data"][1] |= {"count": 20}
     settings["pretraining"] |= {"epochs": 1, "batch": 16}
     settings["optimiser"] |= {"epochs": 6, "batch": 16, "rate": 3e-3}
@@ -166,6 +166,8 @@ def test_roles_labels_and_doubles(labelled: Path) -> None:
     source = CurveSource(small_recipe(), [labelled])
     assert "lc99" not in source.curves.ids  # its label is not among those of the recipe
     fit = source.examples("fit")
+    assert set(fit.weight.tolist()) == {3.0}
+    assert set(source.examples("fit", 1).weight.tolist()) == {1.5}
     for learned, judging in star_folds(fit, 3, seed=1):
         objects = np.array(fit.object_id)
         assert not set(objects[learned]) & set(objects[judging])

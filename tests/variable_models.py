@@ -66,6 +66,8 @@ class Tree:
     """Says of a light curve what its first point is: 0.25, or 0.5 if its magnitude is above 20."""
 
     codes = ("puls", "rrab", "rrc")
+    leaves = ("rrab", "rrc")
+    threshold = 0.2
     model = types.SimpleNamespace(card=types.SimpleNamespace(algorithm="tree", name="variables"))
 
     @property
@@ -78,12 +80,6 @@ class Tree:
     def find(self, curves):
         rrab = np.where(curves.mag[curves.offsets[:-1]] > 20, 0.5, 0.25)
         return self.told({"lc_id": curves.table["lc_id"], "period": pa.array([0.5] * len(curves))}, rrab)
-
-    def sources(self, found):
-        names = list(dict.fromkeys(found.filter(found["class"].is_valid())["object_id"].to_pylist()))
-        of = np.array(found["object_id"].to_pylist())
-        rrab = [np.nanmean(found["rrab"].to_numpy()[of == name]) for name in names]
-        return self.told({"object_id": names}, np.array(rrab))
 
     def told(self, columns, rrab):
         best = np.where(rrab > 0.4, "rrab", "rrc")

@@ -35,6 +35,7 @@ from tapetum.cli.lightcurves_common import (
     ScaleOption,
     TerrestrialOption,
     TopOption,
+    catalogues_of,
     checked,
     cleaning_of,
     comma_list,
@@ -43,12 +44,11 @@ from tapetum.cli.lightcurves_common import (
     opened,
     reading_of,
 )
-from tapetum.cli.lightcurves_features import _catalogues as catalogues_of
 from tapetum.cli.lightcurves_server import (
     FEATURES,
+    NONE,
     SOURCES,
     AlertsOption,
-    ServerOption,
     ThreadsOption,
     UserOption,
     open_server,
@@ -218,7 +218,14 @@ def classify(
         str, typer.Option("--features-catalogue", "--features-catalog", help="Where the server has features.")
     ] = FEATURES,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Light curves per question.")] = 1000,
-    server: ServerOption = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL|settings",
+            help="Kowalski server. Default: the settings'; named, it is also asked for what models list.",
+        ),
+    ] = None,
     user: UserOption = None,
     threads: ThreadsOption = None,
     alerts_catalogue: AlertsOption = "ZTF_alerts",
@@ -288,6 +295,7 @@ def classify(
 
     Example: tapetum lightcurves classify lightcurves.parquet -o classes.parquet
     """
+    from tapetum.core.errors import UsageError
     from tapetum.pipelines.lightcurve_classify_job import Job
     from tapetum.pipelines.lightcurve_classify_run import Outputs, Remote
     from tapetum.pipelines.lightcurve_features import FeatureOptions
@@ -296,10 +304,12 @@ def classify(
         context,
         jobs=jobs,
         scheduler=scheduler,
-        kowalski__url=server,
+        kowalski__url=None if server == "settings" else server,
         kowalski__user=user,
         kowalski__threads=threads,
     )
+    if server == "settings" and settings.kowalski.url is None:
+        raise UsageError("--server settings: kowalski.url is not set; give --server URL")
     rules = {
         "bad_flags": bad_flags, "finite": finite, "positive_errors": positive_errors, "brightest": brightest,
         "faintest": faintest, "max_time": max_time,
@@ -344,8 +354,8 @@ def classify(
             ),
             settings=settings,
             radius_arcsec=radius,
-            bright_stars=bright_stars,
-            alerts=alerts_catalogue,
+            ask=server is not None,
+            alerts=None if alerts_catalogue == NONE else alerts_catalogue,
             overwrite=overwrite,
         )
     )  # fmt: skip
@@ -373,6 +383,8 @@ def _carry_out(job: Job) -> None:
     if made.n_parts:
         sources = f" of {report.n_sources} sources" if report.n_sources else ""
         say(f"{made.n_rows} light curves{sources} -> {outputs.table}")
+    if made.left_out:
+        say(f"no place for {', '.join(made.left_out)} in these formats; Parquet and HDF5 have")
     for code, count in report.counts.items():
         say(f"  {code}: {count}")
     report_rejections(
@@ -386,9 +398,12 @@ def _threshold(text: str) -> str | float:
     if text in ("none", "card"):
         return text
     try:
-        return float(text)
+        limit = float(text)
     except ValueError:
-        raise UsageError(f"--threshold {text}: none, card, or a probability") from None
+        limit = -1.0
+    if not 0 <= limit < 1:
+        raise UsageError(f"--threshold {text}: none, card, or a probability, from 0 to below 1")
+    return limit
 
 
 def _programs(text: str | None) -> tuple[int, ...]:
@@ -473,9 +488,12 @@ def combine(
     settings = settings_of(context)
     limit = _threshold(threshold)
     whole = is_folder(out)
-    jobs = (
-        {str(Path(out) / name): paths for name, paths in by_name(inputs).items()} if whole else {out: inputs}
-    )
+    jobs = {out: inputs}
+    if whole:
+        tables_by_name, others = by_name(inputs)
+        jobs = {str(Path(out) / name): paths for name, paths in tables_by_name.items()}
+        if others:
+            say(f"no classifications, left out: {', '.join(others)}")
     rows = {}
     for path, tables in jobs.items():
         outputs = Outputs(path, by, statistic, source_key, source_radius, not only_keyed, write_csv)

@@ -11,10 +11,12 @@ from tapetum.cli.common import report_rejections, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tapetum.core.settings import Settings
     from tapetum.lightcurves.clean import CleaningRules
     from tapetum.lightcurves.formats.columns import Reading
     from tapetum.lightcurves.formats.sources import Source
     from tapetum.lightcurves.periods.grid import GridRules
+    from tapetum.pipelines.lightcurve_catalogues import CatalogueFile
     from tapetum.pipelines.lightcurve_parts import MadeReport
 
 CurvesArgument = Annotated[
@@ -101,6 +103,14 @@ TrialsOption = Annotated[
     int,
     typer.Option("--trials", min=0, help="Shuffled curves for calibrated false-alarm probabilities; slow."),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda[:N]|LIBRARY",
+        help="Where periodograms are computed: compiled loops, a GPU by torch, or arrays of torch, cupy or numpy.",
+    ),
+]
 ALGORITHMS = "LS,CE,AOV,ELS,ECE,EAOV,BLS"
 NO_CURVES = "no light curves found; give files, HATS catalogues or folders of them"
 
@@ -179,10 +189,44 @@ def grid_of(**values: Any) -> GridRules:
     return rules
 
 
+def catalogues_of(
+    gaia: str | None, ps1: str | None, allwise: str | None, others: list[str]
+) -> tuple[CatalogueFile, ...]:
+    """Tables by the names of their catalogues.
+
+    Raises
+    ------
+    UsageError
+        A text is not what it should be, or a catalogue is named twice.
+    """
+    from tapetum.core.errors import UsageError
+    from tapetum.pipelines.lightcurve_catalogues import ALLWISE, GAIA, PS1, CatalogueFile
+
+    known = ((GAIA, gaia), (PS1, ps1), (ALLWISE, allwise))
+    found = [CatalogueFile(name, path) for name, path in known if path is not None]
+    for text in others:
+        name, equals, rest = text.partition("=")
+        path, _, columns = rest.partition(":")
+        if not (name and equals and path):
+            raise UsageError(f"--catalogue {text}: write NAME=FILE or NAME=FILE:COLUMN,COLUMN")
+        found.append(CatalogueFile(name, path, comma_list(columns)))
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise UsageError(f"a catalogue is named twice: {', '.join(names)}")
+    return tuple(found)
+
+
 def opened(paths: Sequence[str], how: Reading) -> tuple[list[Source], list[str]]:
-    """The light curves of a command line, files and stores, and why some cannot be opened."""
+    """The light curves of a command line, files and stores, and why some cannot be opened.
+
+    Raises
+    ------
+    UsageError
+        One is named twice.
+    """
     from tapetum.core.errors import InputError, StoreError
     from tapetum.lightcurves.formats.opening import open_each
+    from tapetum.pipelines.outputs import refuse_twice
     from tapetum.store.curves import is_store, open_store_curves
 
     rejected: list[str] = []
@@ -195,7 +239,22 @@ def opened(paths: Sequence[str], how: Reading) -> tuple[list[Source], list[str]]
             found.append(open_store_curves(path))
         except (InputError, StoreError) as problem:
             rejected.append(str(problem))
+    refuse_twice(source.name for source in found)
     return found, rejected
+
+
+def check_device(device: str, settings: Settings) -> None:
+    """Refuse a device that is not here; what workers elsewhere have, they find out themselves.
+
+    Raises
+    ------
+    UsageError
+        There is no such device.
+    """
+    from tapetum.lightcurves.periods.array_backend import backend_of
+
+    if settings.scheduler == "local":
+        backend_of(device)
 
 
 def tell_made(report: MadeReport, output: str, *, rows: str) -> None:

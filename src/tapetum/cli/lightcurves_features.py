@@ -22,6 +22,7 @@ from tapetum.cli.lightcurves_common import (
     ColumnsOption,
     CurvesArgument,
     CyclesOption,
+    DeviceOption,
     ErrorsOption,
     FaintestOption,
     FiniteOption,
@@ -36,6 +37,8 @@ from tapetum.cli.lightcurves_common import (
     ScaleOption,
     TerrestrialOption,
     TopOption,
+    catalogues_of,
+    check_device,
     cleaning_of,
     comma_list,
     grid_of,
@@ -73,7 +76,6 @@ if TYPE_CHECKING:
     from tapetum.lightcurves.formats.sources import Source
     from tapetum.lightcurves.periods.search import PeriodRules
     from tapetum.pipelines.lightcurve_around import AroundOptions
-    from tapetum.pipelines.lightcurve_catalogues import CatalogueFile
     from tapetum.pipelines.lightcurve_features import FeatureOptions
     from tapetum.pipelines.lightcurve_parts import MadeReport, Recipe
 
@@ -108,6 +110,7 @@ def features(
     remove_terrestrial: TerrestrialOption = False,
     harmonics: HarmonicsOption = 1,
     top: TopOption = 50,
+    device: DeviceOption = "cpu",
     min_cadence_minutes: CadenceOption = 30.0,
     min_points: PointsOption = 50,
     bad_flags: BadFlagsOption = -1,
@@ -174,6 +177,7 @@ def features(
         )
     )
     _check(out)
+    check_device(device, settings)
     grid = {
         "samples_per_peak": samples_per_peak, "maximum": max_frequency, "cycles": min_cycles,
         "scale_minimum_period": scale_minimum_period, "remove_terrestrial": remove_terrestrial,
@@ -197,7 +201,7 @@ def features(
             cadence_minutes=min_cadence_minutes, min_points=min_points, bad_flags=bad_flags, finite=finite,
             positive_errors=positive_errors, brightest=brightest, faintest=faintest, max_time=max_time,
         ),
-        catalogues=_catalogues(gaia, ps1, allwise, catalogue or []),
+        catalogues=catalogues_of(gaia, ps1, allwise, catalogue or []),
         gaia=gaia if bright_stars else None,
         alerts=alerts,
         radius_arcsec=radius,
@@ -208,6 +212,7 @@ def features(
         ),
         elsewhere={} if asked is None else asked.described(settings.kowalski.url or ""),
         keep=tuple(keep or ()),
+        device=device,
     )  # fmt: skip
     sources, rejected = opened(curves, reading_of(column, programs, [*(keep or ()), *options.given]))
     recipe = feature_recipe(curves, options, sources)
@@ -282,24 +287,3 @@ def _search(
         seed=seed, ranking=RankRules() if ranked else None,
     )  # fmt: skip
     return rules
-
-
-def _catalogues(
-    gaia: str | None, ps1: str | None, allwise: str | None, others: list[str]
-) -> tuple[CatalogueFile, ...]:
-    """Tables by the names of their catalogues."""
-    from tapetum.core.errors import UsageError
-    from tapetum.pipelines.lightcurve_catalogues import ALLWISE, GAIA, PS1, CatalogueFile
-
-    known = ((GAIA, gaia), (PS1, ps1), (ALLWISE, allwise))
-    found = [CatalogueFile(name, path) for name, path in known if path is not None]
-    for text in others:
-        name, equals, rest = text.partition("=")
-        path, _, columns = rest.partition(":")
-        if not (name and equals and path):
-            raise UsageError(f"--catalogue {text}: write NAME=FILE or NAME=FILE:COLUMN,COLUMN")
-        found.append(CatalogueFile(name, path, comma_list(columns)))
-    names = [each.name for each in found]
-    if len(set(names)) < len(names):
-        raise UsageError(f"a catalogue is named twice: {', '.join(names)}")
-    return tuple(found)

@@ -76,7 +76,7 @@ def ids(
 
     Example: tapetum lightcurves ids --field 301 --ccd 2 --quadrant 1-4 -o ids.h5
 
-    Example: tapetum lightcurves ids --count --field 0-1999 --min-epochs 0 -o quadrants.csv
+    Example: tapetum lightcurves ids --count --field 0-1999 -o quadrants.csv
     """
     from tapetum.core.errors import UsageError
     from tapetum.lightcurves.remote import quadrants_of

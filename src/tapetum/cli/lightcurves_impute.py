@@ -31,12 +31,12 @@ ImputeRuleOption = Annotated[
     list[str] | None,
     typer.Option(
         "--impute-rule",
-        metavar="FEATURE=zero|median|regress|drop|keep",
+        metavar="FEATURE=zero|median|mean|regress|drop|keep",
         help="Instead of the described rule of a feature; may be repeated.",
     ),
 ]
 ImputeRestOption = Annotated[
-    Literal["keep", "drop", "zero", "median"],
+    Literal["keep", "drop", "zero", "median", "mean"],
     typer.Option("--impute-rest", help="Rule of features without one; the described system drops the row."),
 ]
 SaveImputerOption = Annotated[

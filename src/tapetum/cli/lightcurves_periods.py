@@ -22,6 +22,7 @@ from tapetum.cli.lightcurves_common import (
     ColumnsOption,
     CurvesArgument,
     CyclesOption,
+    DeviceOption,
     ErrorsOption,
     FaintestOption,
     FiniteOption,
@@ -37,6 +38,7 @@ from tapetum.cli.lightcurves_common import (
     TerrestrialOption,
     TopOption,
     TrialsOption,
+    check_device,
     checked,
     cleaning_of,
     comma_list,
@@ -72,6 +74,7 @@ def periods(
         Literal["stdmean", "madmedian"], typer.Option(help="What a best value is compared with.")
     ] = "stdmean",
     top: TopOption = 50,
+    device: DeviceOption = "cpu",
     best: Annotated[int, typer.Option("--best", min=1, max=100, help="Final periods to list.")] = 5,
     trials: TrialsOption = 0,
     periodograms: Annotated[
@@ -105,6 +108,7 @@ def periods(
 
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
     _check(out, periodograms)
+    check_device(device, settings)
     rules = checked(
         PeriodRules,
         "--algorithms",
@@ -125,7 +129,7 @@ def periods(
         cadence_minutes=min_cadence_minutes, min_points=min_points, bad_flags=bad_flags, finite=finite,
         positive_errors=positive_errors, brightest=brightest, faintest=faintest, max_time=max_time,
     )  # fmt: skip
-    options = PeriodOptions(rules, by, cleaning, tuple(keep or ()), periodograms)
+    options = PeriodOptions(rules, by, cleaning, tuple(keep or ()), periodograms, device)
     sources, rejected = opened(curves, reading_of(column, programs, keep))
     recipe = period_recipe(curves, options, sources)
     parts = period_parts(sources, by)

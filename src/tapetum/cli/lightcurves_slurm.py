@@ -110,7 +110,7 @@ def prepare(
     ] = 2,
     time: Annotated[str | None, typer.Option("--time", help="Longest life of a job, HH:MM:SS.")] = None,
     submit_time: Annotated[
-        str | None, typer.Option("--submit-time", help="Of the submitter; default: --time.")
+        str | None, typer.Option("--submit-time", help="Of the submitter, which goes on in another job then; default: --time.")
     ] = None,
     mail_user: Annotated[str | None, typer.Option("--mail-user", help="Address that hears of ends.")] = None,
     account_name: Annotated[str | None, typer.Option("--account-name", help="Who pays.")] = None,
@@ -139,9 +139,9 @@ def prepare(
 
     Example: tapetum lightcurves slurm prepare -o jobs --files ztf_hats --partition main --time 04:00:00
     """
-    from tapetum.pipelines.slurm_jobs import SUBMIT_SCRIPT, commands_of
+    from tapetum.pipelines.slurm_jobs import commands_of
     from tapetum.pipelines.slurm_jobs import prepare as write
-    from tapetum.pipelines.slurm_scripts import JobOptions
+    from tapetum.pipelines.slurm_scripts import SUBMIT_SCRIPT, JobOptions
 
     cluster = settings_of(context).cluster
     rows = _rows(files, table, field_list, ccds, quadrants, each, script)

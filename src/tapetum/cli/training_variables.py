@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -167,6 +168,15 @@ def plan(
 
     paths = tuple(path.absolute() for path in tables or ())
     place = str(Path(warm).absolute()) if warm is not None and Path(warm).exists() else warm
+    taxonomy = options.taxonomy
+    files = {name: getattr(options, name) for name in ("features", "statistics")}
+    options = replace(
+        options,
+        taxonomy=str(Path(taxonomy).absolute())
+        if taxonomy and Path(taxonomy).suffix == ".toml"
+        else taxonomy,
+        **{name: None if path is None else path.absolute() for name, path in files.items()},
+    )
     return GroupPlan(group.absolute(), paths, options, today, warm=place, **how)
 
 
@@ -218,7 +228,7 @@ def train_into_group(
     """Train one class or every class into a group, or write the commands that do."""
     from tapetum.core.settings import write_settings
     from tapetum.pipelines.outputs import check_folder
-    from tapetum.training.groups import choose_classes, script_of, train_group
+    from tapetum.training.groups import choose_classes, script_of, silent_tables, train_group
 
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
     check_folder(plan.group)
@@ -232,8 +242,10 @@ def train_into_group(
         codes = [entry.code for entry in chosen]
         plan.recipe(codes[0])
         say("classes: " + ", ".join(f"{entry.code} ({entry.n})" for entry in chosen))
+    for line in silent_tables(plan, codes):
+        say(f"left out: {line}")
     if script is not None:
-        _write_text(script, script_of(plan, codes))
+        _write_text(script, script_of(plan, codes, context.find_root().obj))
         return
     with progress_bar(f"training {len(codes)} classes") as progress:
         outcomes = train_group(plan, codes, settings, progress)

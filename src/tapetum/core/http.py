@@ -18,6 +18,8 @@ from tapetum.core.progress import Progress, no_progress
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 WORTH_RETRYING = frozenset({429, 500, 502, 503, 504})
+KEEPS_BODY = frozenset({307, 308})  # redirects that repeat the request as it was; the others ask with GET
+WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 CHUNK_BYTES = 2**18
 LENGTH_DIGITS = 19  # a file of more bytes than this has digits does not exist
 AS_IT_IS = {"Accept-Encoding": "identity"}  # some servers call a .gz file an encoding of its content
@@ -56,6 +58,8 @@ class Patience:
 class HttpClient:
     """Requests with retries; use it as a context manager.
 
+    Redirects are followed, except where a body, which may hold a password, would go to another host with them.
+
     Parameters
     ----------
     patience
@@ -85,6 +89,7 @@ class HttpClient:
             timeout=httpx.Timeout(self.patience.read_s, connect=self.patience.connect_s),
             headers={"User-Agent": f"tapetum/{__version__}"},
             follow_redirects=True,
+            event_hooks={"response": [_keep_body_at_home]},
             verify=_trust(ca_file),
             proxy=proxy,
             transport=transport,
@@ -270,6 +275,26 @@ def _announced_bytes(answer: httpx.Response) -> int | None:
     """Length that the server announces; None when it does not, or announces nonsense: what comes is counted anyway."""
     text = answer.headers.get("Content-Length", "")
     return int(text) if text.isdecimal() and len(text) <= LENGTH_DIGITS else None
+
+
+def _keep_body_at_home(answer: httpx.Response) -> None:
+    """Refuse a redirect that sends what was in the body to another origin; headers httpx takes off by itself."""
+    if not answer.has_redirect_location or answer.status_code not in KEEPS_BODY:
+        return
+    try:
+        target = answer.url.join(answer.headers["Location"])
+    except httpx.InvalidURL:
+        return  # following it will say so
+    if answer.request.method not in WITHOUT_BODY and _origin(target) != _origin(answer.url):
+        here, there = (f"{url.scheme}://{url.netloc.decode().rpartition('@')[2]}" for url in (answer.url, target))
+        raise NetworkError(
+            f"{answer.request.method} {here}{answer.url.path}: the server points to {there}, which would be given what "
+            "was sent; if that is the right address, give it instead"
+        )
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port  # httpx leaves out the port that a scheme has anyway
 
 
 def _trust(ca_file: str | None) -> ssl.SSLContext:

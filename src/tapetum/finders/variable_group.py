@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tapetum.core.errors import InputError
 from tapetum.finders import variable_tree
-from tapetum.finders.variable_tree import VariableTree, is_tree
+from tapetum.finders.variable_tree import VariableTree, conformal_set, is_tree
 from tapetum.finders.variables import KEYS, Config, Variables, specs_of
 from tapetum.models.card import load_card
 from tapetum.models.flags import InputFlag
@@ -76,7 +76,12 @@ class VariableGroup:
         about = plain | ({} if self.binary is None else self.binary.about())
         about["settings"] = self.config.model_dump(mode="json")
         if self.tree is not None:
-            about[TREE] = {**self.tree.about(), "columns": self.tree_columns}
+            about[TREE] = {
+                **self.tree.about(),
+                "columns": self.tree_columns,
+                "leaves": list(self.tree.leaves),
+                "threshold": self.tree.threshold,  # of class_set
+            }
         return about
 
     def find(
@@ -158,31 +163,27 @@ def _keys(curves: LightCurves) -> pa.Table:
     return table.select([name for name in names if name != "period"])
 
 
-def tree_sources(
-    tree: VariableTree, table: pa.Table, where: NDArray[np.int64], columns: Mapping[str, str]
-) -> pa.Table:
-    """What the tree says of sources, one row for each, null where it says nothing.
+def tree_sources(means: Mapping[str, NDArray[np.float64]], about: Mapping[str, Any]) -> dict[str, pa.Array]:
+    """What a tree says of sources, null where it says nothing: of a mean the parts add up as those of each curve do.
 
     Parameters
     ----------
-    tree
-        That made the classification.
-    table
-        Of light curves.
-    where : ndarray, shape (n_rows,)
-        Number of the source of each, from 0 without a gap.
-    columns
-        Class -> its column.
+    means
+        Column -> mean of the light curves of each source, NaN where there is none.
+    about
+        What a classification says of its tree; the least probability of a class in ``class_set`` among it.
     """
-    bare = {code: table[column] for code, column in columns.items()}
-    rows = pa.table({"object_id": pa.array(where).cast(pa.string()), **bare, "class": table["class"]})
-    found = tree.sources(rows)
-    n = int(where.max(initial=-1)) + 1
-    place = np.full(n, -1)
-    place[found["object_id"].cast(pa.int64()).to_numpy()] = np.arange(found.num_rows)
-    found = found.take(pa.array(place, mask=place < 0))
-    named = {column: found[code].combine_chunks() for code, column in columns.items()}
-    return pa.table(named | _of_tree(found))
+    columns, leaves = about["columns"], about["leaves"]
+    leaf = np.column_stack([means[columns[code]] for code in leaves])
+    missing: NDArray[np.bool_] = np.asarray(~np.isfinite(leaf).all(axis=1), np.bool_)
+    filled = np.where(missing[:, np.newaxis], 0.0, leaf)
+    best = filled.argmax(axis=1)
+    sets = [" ".join(names) for names in conformal_set(filled, leaves, about["threshold"])]
+    return {
+        "class": pa.array([leaves[place] for place in best.tolist()], pa.string(), mask=missing),
+        "class_probability": pa.array(filled.max(axis=1), mask=missing),
+        "class_set": pa.array(sets, pa.string(), mask=missing),
+    }
 
 
 def _of_tree(found: pa.Table) -> dict[str, pa.ChunkedArray]:

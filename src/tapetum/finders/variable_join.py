@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from tapetum.core.errors import InputError
 from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.finders.variable_group import LAST, TREE
-from tapetum.finders.variables import GIVEN, WORD, combined, given_classes
+from tapetum.finders.variable_sources import as_made
+from tapetum.finders.variables import CLASSES, WORD, combined, given_classes, opposite_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +65,7 @@ def read_about(table: pa.Table, name: str) -> dict[str, Any]:
         "models": models,
         "columns": dict.fromkeys(found, ""),
         "opposites": {},
+        "opposite_of": opposite_of(load_taxonomy()),
         "settings": {},
     }
 
@@ -106,26 +108,41 @@ def join(
                 f"{name}: is by source; join the tables by light curve, and make sources of the result"
             )
     numbers = [name for one in abouts for name in one["columns"]]
-    made = {*about["opposites"], *(entry["class"] for entry in about["models"].values()), GIVEN}
-    stacked = pa.concat_tables(
-        [table.replace_schema_metadata(None) for table in tables], promote_options="permissive"
-    )
+    made = {*about["opposites"], *(entry["class"] for entry in about["models"].values()), CLASSES}
+    tables = [as_made(table).replace_schema_metadata(None) for table in tables]
+    stacked = pa.concat_tables(tables, promote_options="permissive")
     first, where = _rows(tables, stacked)
     columns = {
         name: _first_values(stacked[name], where, len(first))
         for name in _order(stacked.column_names, numbers)
         if name not in made and name not in LAST
     }
+    columns |= _answers(columns, about, combine, threshold, decimals)
+    return _described(columns | _last(stacked, where, len(first)), about)
+
+
+def _answers(
+    columns: dict[str, Any],
+    about: dict[str, Any],
+    combine: Literal["none", "mean", "max"],
+    threshold: str | float,
+    decimals: int | None,
+) -> dict[str, pa.Array]:
+    """Columns of all models, of what is made of them, and the classes above the thresholds."""
     values = {name: _floats(columns[name]) for name in about["models"]}
     values |= _combined(values, about, combine)
     values |= {name: 1.0 - values[of] for name, of in about["opposites"].items()}
     about["columns"] = {name: about["columns"].get(name, "") for name in values}
+    found: dict[str, pa.Array] = {}
     for name, array in values.items():
         rounded = array if decimals is None else array.round(decimals)
-        columns[name] = pa.array(rounded, mask=np.isnan(rounded))
-    if threshold != "none":
-        columns[GIVEN] = pa.array(given_classes(values, about), pa.string())
-    columns |= _last(stacked, where, len(first))
+        found[name] = pa.array(rounded, mask=np.isnan(rounded))
+    if threshold != "none" and values:
+        found[CLASSES] = pa.array(given_classes(values, about), pa.string())
+    return found
+
+
+def _described(columns: dict[str, Any], about: dict[str, Any]) -> pa.Table:
     fields = [
         pa.field(
             name,
@@ -151,14 +168,15 @@ def _joint_about(
     settings = next((dict(about["settings"]) for about in abouts if about["settings"]), {})
     settings |= {"combine": combine, "threshold": threshold, "decimals": decimals}
     taxonomy = next((about["taxonomy"] for about in abouts if about["taxonomy"]), "scope")
+    pairs = {code: of for about in reversed(abouts) for code, of in about.get("opposite_of", {}).items()}
     codes = {entry["class"] for entry in models.values()}
     opposites: dict[str, str] = {}
-    for entry in load_taxonomy(taxonomy).classes:
-        if entry.opposite in codes and entry.code not in codes:
-            of = [(name, model) for name, model in models.items() if model["class"] == entry.opposite]
-            opposites |= {f"{entry.code}_{model['algorithm']}": name for name, model in of}
+    for code, opposite in pairs.items():
+        if opposite in codes and code not in codes:
+            of_it = [(name, model) for name, model in models.items() if model["class"] == opposite]
+            opposites |= {f"{code}_{model['algorithm']}": name for name, model in of_it}
             if combine != "none":
-                opposites[entry.code] = str(entry.opposite)
+                opposites[code] = opposite
     if combine != "none":
         for code in codes:
             parts = [name for name, model in models.items() if model["class"] == code]
@@ -169,6 +187,7 @@ def _joint_about(
         "models": models,
         "columns": words,
         "opposites": opposites,
+        "opposite_of": pairs,
         "settings": settings,
     }
     return joint | ({TREE: trees[0]} if trees else {})

@@ -16,15 +16,13 @@ from scipy.sparse.csgraph import connected_components
 
 from tapetum.core.errors import InputError
 from tapetum.finders.variable_group import TREE, tree_sources
-from tapetum.finders.variables import GIVEN, KEYS, WORD, given_classes
+from tapetum.finders.variables import CLASSES, KEYS, WORD, given_classes
 from tapetum.sky.match import match_sky
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
-
-    from tapetum.finders.variable_tree import VariableTree
 
     Values = NDArray[np.float64]
     Whole = NDArray[np.int64]
@@ -39,6 +37,8 @@ SOURCE_KEYS: dict[SourceKey, tuple[str, ...]] = {
     "catalogues": CATALOGUES,
 }
 """What tells that light curves are of one source: the first that a row has a value of."""
+MADE = "object_id_made"
+"""Column of a table of light curves: which names of sources were made here, since nobody gave one."""
 NO_NAMES = ("", "nan")
 NO_ENTRIES = (*NO_NAMES, "0", "0.0")  # the described tables have 0 where a catalogue has no counterpart
 RADIUS_ARCSEC = 1.0  # bands of one star agree to some tenths of an arcsecond
@@ -52,7 +52,6 @@ def per_source(
     radius_arcsec: float = RADIUS_ARCSEC,
     *,
     others: bool = True,
-    tree: VariableTree | None = None,
 ) -> pa.Table:
     """One row for each source of a classification of light curves.
 
@@ -61,7 +60,8 @@ def per_source(
     table
         As `tapetum.finders.variables.Variables.find` gives it.
     how
-        What becomes of the numbers of its light curves, of those that have one.
+        What becomes of the numbers of its light curves, of those that have one. Of the classes of a tree a source has
+        the mean of its light curves, whatever this says, so that children still add up to their parents.
     by
         What tells sources apart. ``auto``: `object_id`, else the entry of Gaia, else of AllWISE, else of PS1;
         ``object_id`` or ``catalogues``: only these.
@@ -70,10 +70,6 @@ def per_source(
         that is; 0: each is a source of its own.
     others
         Whether sources are in the table that `by` does not tell, by position or one by one.
-    tree
-        The classifier over a tree of classes that took part, if one did: of its classes a source has the mean of its
-        light curves, whatever `how` says, so that children still add up to their parents. Without it nothing is said
-        of the most probable class.
 
     Returns
     -------
@@ -87,6 +83,7 @@ def per_source(
     InputError
         The table is no classification.
     """
+    table = as_made(table)
     about = about_of(table)
     where, told = source_of_rows(table, by, radius_arcsec)
     if not others:
@@ -102,9 +99,9 @@ def per_source(
         answered |= table[name].is_valid().to_numpy()
     columns["n_classified"] = pa.array(np.bincount(where[answered], minlength=n), pa.int64())
     columns |= {name: _rounded(values, about) for name, values in numbers.items()}
-    columns |= _of_tree(tree, table, where, n, about)
-    if GIVEN in table.column_names:
-        columns[GIVEN] = pa.array(given_classes(numbers, about), pa.string())
+    columns |= _of_tree(table, where, n, about)
+    if CLASSES in table.column_names:
+        columns[CLASSES] = pa.array(given_classes(numbers, about), pa.string())
     columns["flags"] = pa.array(_flags(table, where, n), pa.int32())
     described = {name: table.schema.field(name).metadata for name in table.column_names}
     fields = [pa.field(name, column.type, metadata=described.get(name)) for name, column in columns.items()]
@@ -117,6 +114,9 @@ def with_source_names(
 ) -> pa.Table:
     """A classification of light curves in which each has an `object_id`: that of the source which `per_source` makes.
 
+    Where some light curves had none of their own, the column `MADE` says of which it is made here: such names are no
+    keys, and others as soon as `by` or `radius_arcsec` are. `as_made` takes them away again.
+
     Parameters
     ----------
     table, by, radius_arcsec
@@ -124,26 +124,39 @@ def with_source_names(
     """
     first, where = _by_appearance(source_of_rows(table, by, radius_arcsec)[0])
     names = _names(table.take(pa.array(first))).take(pa.array(where))
-    if OBJECTS[0] not in table.column_names:
-        return table.add_column(1, OBJECTS[0], names)
-    own = table[OBJECTS[0]].cast(pa.string()).combine_chunks()
+    key = OBJECTS[0]
+    if key not in table.column_names:
+        table = table.add_column(min(1, table.num_columns), key, pa.nulls(table.num_rows, pa.string()))
+    own = table[key].cast(pa.string()).combine_chunks()
+    own = pc.if_else(pc.is_in(own, pa.array(NO_NAMES)), None, own)
+    place = table.column_names.index(key)
+    named = table.set_column(place, key, pc.coalesce(own, names))
+    return named.add_column(place + 1, MADE, pc.is_null(own)) if own.null_count else named
+
+
+def as_made(table: pa.Table) -> pa.Table:
+    """A classification of light curves without the names that `with_source_names` gave."""
+    if MADE not in table.column_names:
+        return table
     place = table.column_names.index(OBJECTS[0])
-    return table.set_column(place, OBJECTS[0], pc.coalesce(own, names))
+    made = pc.fill_null(table[MADE].cast(pa.bool_()), False)
+    own = pc.if_else(made, None, table[OBJECTS[0]].cast(pa.string()))
+    return table.set_column(place, OBJECTS[0], own).drop_columns([MADE])
 
 
-def _of_tree(
-    tree: VariableTree | None, table: pa.Table, where: Whole, n: int, about: Mapping[str, Any]
-) -> dict[str, Any]:
+def _of_tree(table: pa.Table, where: Whole, n: int, about: Mapping[str, Any]) -> dict[str, Any]:
     """Columns of the tree for each source."""
     if TREE not in about:
         return {}
-    names = about[TREE]["columns"]
-    if tree is None:
-        return {
-            name: _rounded(_grouped(_floats(table[name]), where, n, "mean"), about) for name in names.values()
-        }
-    found = tree_sources(tree, table, where, names)
-    return {name: found[name].combine_chunks() for name in found.column_names}
+    means = {
+        name: _grouped(_floats(table[name]), where, n, "mean") for name in about[TREE]["columns"].values()
+    }
+    found = tree_sources(means, about[TREE])
+    best = _rounded(_floats(pa.chunked_array([found["class_probability"]])), about)
+    return {name: _rounded(values, about) for name, values in means.items()} | {
+        **found,
+        "class_probability": best,
+    }
 
 
 def about_of(table: pa.Table) -> dict[str, Any]:

@@ -428,4 +428,5 @@ def load(spec: str = DEFAULT_MODEL, config: Config | None = None) -> VariableTre
     InputError
         The model is of another kind.
     """
-    return VariableTree(Model.load(spec), config or Config())
+    config = config or Config()
+    return VariableTree(Model.load(spec, verify=config.verify), config)

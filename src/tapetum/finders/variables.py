@@ -6,6 +6,7 @@ Every classifier answers for one class, from one kind of model; its answers are 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -40,7 +41,8 @@ KEYS = (
 """Columns of the features that a classification keeps."""
 WORD = "classification"  # key in the metadata of the table
 KEPT, REASON = "kept", "reason"  # columns of features: whether a light curve has any, and why not
-GIVEN = "classes"  # column with the classes above their thresholds
+CLASSES = "classes"  # column with the classes above their thresholds
+RUNS = "seeds"  # folder beside a model with the runs that it was chosen from
 NAMES_SHOWN = 8  # features named in an error
 
 Combination = Literal["none", "mean", "max"]
@@ -255,7 +257,7 @@ class Variables:
     ) -> Iterator[tuple[str, pa.DataType, Any]]:
         """Columns after the numbers."""
         if self.config.threshold != "none":
-            yield GIVEN, pa.string(), given_classes(values, self.about())
+            yield CLASSES, pa.string(), given_classes(values, self.about())
         yield "flags", pa.int32(), self._flags(answers, table.num_rows)
         yield "error", pa.string(), self._errors(answers, table)
         if self.config.name_imputed:
@@ -286,6 +288,7 @@ class Variables:
             "models": models,
             "columns": self.columns,
             "opposites": self.opposites,
+            "opposite_of": opposite_of(self.taxonomy),
             "settings": self.config.model_dump(mode="json"),
         }
 
@@ -457,6 +460,11 @@ def _limits(about: Mapping[str, Any], rule: str | float) -> dict[str, float]:
     return own | {name: 1.0 - own[of] for name, of in about["opposites"].items() if of in own}
 
 
+def opposite_of(taxonomy: Taxonomy) -> dict[str, str]:
+    """Class -> that whose probability is one minus its own, where there is one."""
+    return {entry.code: entry.opposite for entry in taxonomy.classes if entry.opposite is not None}
+
+
 def column_of(model: Model) -> str:
     """The column of a classification that a model fills: ``<class>_<algorithm>``.
 
@@ -514,20 +522,25 @@ def consistent(values: Mapping[str, Values], taxonomy: Taxonomy, *, upwards: boo
 def members(group: str | Path) -> list[str]:
     """Models of a group: a folder that holds a folder for each, of any depth; sorted.
 
+    What lies below the folder of a model is none, and neither is anything in a folder `RUNS`: one that was killed while
+    it was being made may hold a card.
+
     Raises
     ------
     ModelError
         There is no model in it.
     """
-    folder = Path(group)
-    found = sorted(
-        str(path.parent.absolute()) for path in folder.rglob(CARD_NAME) if (path.parent / ONNX_NAME).is_file()
-    )
+    found = []
+    for place, folders, names in os.walk(group):
+        if {CARD_NAME, ONNX_NAME} <= set(names):
+            found.append(str(Path(place).absolute()))
+            folders.clear()
+        folders[:] = [name for name in folders if name != RUNS]
     if not found:
         raise ModelError(
             f"{group}: no model in it: a group is a folder of folders with {ONNX_NAME} and {CARD_NAME}"
         )
-    return found
+    return sorted(found)
 
 
 def specs_of(models: str | Sequence[str]) -> list[str]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tapetum.core.columns import floats_of, holds_numbers
 from tapetum.core.errors import FormatError, InputError
 from tapetum.lightcurves._impute_kernels import fill_from_neighbours
 
@@ -39,6 +39,8 @@ class Strategy(StrEnum):
 
     MEDIAN = "median"
     """The training set's median of the feature."""
+    MEAN = "mean"
+    """Its mean."""
     ZERO = "zero"
     REGRESS = "regress"
     """The mean of the five training rows that are nearest in all regressed features."""
@@ -46,6 +48,9 @@ class Strategy(StrEnum):
     """The row is left out."""
     KEEP = "keep"
     """It stays missing, for models that take missing values."""
+
+
+FITTED = (Strategy.MEDIAN, Strategy.MEAN, Strategy.REGRESS)  # need something of the training set
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,16 @@ class Imputer:
     strategies
         Rule of each feature.
     medians
-        Median of each feature with the rule `median`, and of the regressed ones, for rows that have none of them.
+        Median of each feature with the rule `median`.
+    means
+        Mean of each feature with the rule `mean`, and of the regressed ones, for rows that have none of them.
     donors : ndarray, shape (n_donors, n_regressed)
         Training rows that neighbours come from: regressed features in the order of `strategies`, NaN where missing.
     """
 
     strategies: dict[str, Strategy]
     medians: dict[str, float]
+    means: dict[str, float]
     donors: Array
 
     @classmethod
@@ -137,21 +145,26 @@ class Imputer:
             A feature is not in the table, is no number, or needs a value that no row has; or a rule is unknown.
         """
         rules = {name: _strategy(name, rule) for name, rule in strategies.items()}
-        medians, regressed = {}, []
+        medians: dict[str, float] = {}
+        means: dict[str, float] = {}
+        regressed = []
         for name, rule in rules.items():
-            if rule not in (Strategy.MEDIAN, Strategy.REGRESS):
+            if rule not in FITTED:
                 continue
-            values = _numbers(table, name)
+            values = feature_values(table, name)
             known = values[~np.isnan(values)]
             if not known.size:
                 raise InputError(
                     f"feature {name}: no row of the training part has it; leave it out or drop the rule"
                 )
-            medians[name] = float(np.median(known))
+            if rule is Strategy.MEDIAN:
+                medians[name] = float(np.median(known))
+            else:
+                means[name] = float(np.mean(known))
             if rule is Strategy.REGRESS:
                 regressed.append(values)
         pool = np.column_stack(regressed) if regressed else np.empty((0, 0))
-        return cls(rules, medians, _donors(pool, rng, max_donors))
+        return cls(rules, medians, means, _donors(pool, rng, max_donors))
 
     @property
     def regressed(self) -> list[str]:
@@ -169,11 +182,11 @@ class Imputer:
         kept = np.ones(table.num_rows, np.bool_)
         for name, rule in self.strategies.items():
             if rule is Strategy.DROP:
-                kept &= ~np.isnan(_numbers(table, name))
+                kept &= ~np.isnan(feature_values(table, name))
         table = table.filter(pa.array(kept))
         filled: dict[str, NDArray[np.bool_]] = {}
         for name, new in self._replaced(table).items():
-            missing = np.isnan(_numbers(table, name))
+            missing = np.isnan(feature_values(table, name))
             if missing.any():
                 filled[name] = missing
                 table = _with_numbers(table, name, new)
@@ -182,21 +195,29 @@ class Imputer:
     def _replaced(self, table: pa.Table) -> dict[str, Array]:
         new = {}
         for name, rule in self.strategies.items():
-            if rule in (Strategy.MEDIAN, Strategy.ZERO):
-                values = _numbers(table, name)
-                instead = self.medians[name] if rule is Strategy.MEDIAN else 0.0
+            instead = self._instead(name, rule)
+            if instead is not None:
+                values = feature_values(table, name)
                 new[name] = np.where(np.isnan(values), instead, values)
         if self.regressed:
-            rows = np.column_stack([_numbers(table, name) for name in self.regressed])
-            fallback = np.array([self.medians[name] for name in self.regressed])
+            rows = np.column_stack([feature_values(table, name) for name in self.regressed])
+            fallback = np.array([self.means[name] for name in self.regressed])
             fill_from_neighbours(rows, self.donors, NEIGHBOURS, fallback)
             new |= dict(zip(self.regressed, rows.T, strict=True))
         return new
 
+    def _instead(self, name: str, rule: Strategy) -> float | None:
+        """The one number that every missing value of a feature becomes, if there is one."""
+        if rule is Strategy.ZERO:
+            return 0.0
+        return {Strategy.MEDIAN: self.medians, Strategy.MEAN: self.means}.get(rule, {}).get(name)
+
     def to_json(self) -> str:
         """The rules as text that `from_json` reads; numbers keep all their digits."""
         donors = [[None if np.isnan(value) else value for value in row] for row in self.donors.tolist()]
-        return json.dumps({"strategies": self.strategies, "medians": self.medians, "donors": donors})
+        return json.dumps(
+            {"strategies": self.strategies, "medians": self.medians, "means": self.means, "donors": donors}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Imputer:
@@ -210,20 +231,24 @@ class Imputer:
         try:
             content: dict[str, Any] = json.loads(text)
             rules = {str(name): Strategy(rule) for name, rule in content["strategies"].items()}
-            medians = {str(name): float(value) for name, value in content["medians"].items()}
+            medians, means = (
+                {str(name): float(value) for name, value in content[which].items()}
+                for which in ("medians", "means")
+            )
             width = sum(rule is Strategy.REGRESS for rule in rules.values())
             rows = [[np.nan if value is None else float(value) for value in row] for row in content["donors"]]
             donors = np.array(rows, np.float64).reshape(len(rows), width)
-            needed = {name for name, rule in rules.items() if rule in (Strategy.MEDIAN, Strategy.REGRESS)}
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             raise FormatError(
                 f"not rules for missing features: {type(problem).__name__}: {problem}"
             ) from None
-        if needed - set(medians):
+        known = {Strategy.MEDIAN: medians, Strategy.MEAN: means, Strategy.REGRESS: means}
+        lacking = [name for name, rule in rules.items() if rule in known and name not in known[rule]]
+        if lacking:
             raise FormatError(
-                f"rules for missing features without medians of {', '.join(sorted(needed - set(medians)))}"
+                f"rules for missing features without medians or means of {', '.join(sorted(lacking))}"
             )
-        return cls(rules, medians, donors)
+        return cls(rules, medians, means, donors)
 
 
 def _strategy(name: str, rule: Strategy | str) -> Strategy:
@@ -233,19 +258,20 @@ def _strategy(name: str, rule: Strategy | str) -> Strategy:
         raise InputError(f"feature {name}: unknown rule {rule!r}; known: {' '.join(Strategy)}") from None
 
 
-def _numbers(table: pa.Table, name: str) -> Array:
-    """A column as float64, NaN for everything that is no finite number."""
+def feature_values(table: pa.Table, name: str) -> Array:
+    """A feature as float64, NaN for everything that is no finite number, shape (n,).
+
+    Raises
+    ------
+    InputError
+        It is not in the table, or is no number.
+    """
     if name not in table.column_names:
         raise InputError(f"no column {name}, which a rule for missing values is about")
     column = table[name]
-    if not (
-        pa.types.is_floating(column.type)
-        or pa.types.is_integer(column.type)
-        or pa.types.is_boolean(column.type)
-        or pa.types.is_null(column.type)
-    ):
+    if not holds_numbers(column.type):
         raise InputError(f"column {name} is {column.type}, not a feature")
-    values = np.array(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(), np.float64)
+    values = floats_of(column)
     values[~np.isfinite(values)] = np.nan
     return values
 

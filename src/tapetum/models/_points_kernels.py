@@ -12,7 +12,7 @@ CHANNELS = 2 + 2 * (HARMONICS + ODD + SLOW) + 2 + 4 + 1
 LARGEST, FAINTEST_GAP, LARGEST_LOG = 6.0, -4.0, 5.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def tokens_of(time, mag, magerr, offsets, period, length, out):
     """Fill `out`, shape (n_curves, length, CHANNELS) of zeros, with the points of each curve; all are ordered by time.
 
@@ -31,7 +31,7 @@ def tokens_of(time, mag, magerr, offsets, period, length, out):
             )
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _one(time, mag, magerr, period, out):
     n = len(time)
     mean, spread = mag.mean(), max(mag.std(), 1e-4)
@@ -68,7 +68,7 @@ def _one(time, mag, magerr, period, out):
         row[CHANNELS - 1] = 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _log_gap(time, i, j):
     """Days between neighbours; as long as can be at the ends."""
     if j < 0 or j >= len(time):
@@ -76,7 +76,7 @@ def _log_gap(time, i, j):
     return min(max(np.log10(max(abs(time[i] - time[j]), 1e-4)), FAINTEST_GAP), 3.0) / 2
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _origin(time, mag, magerr, mean, period):
     """Phase of the faintest point of the wave of the period [turns], and the turn of the wave of twice the period.
 
@@ -97,7 +97,7 @@ def _origin(time, mag, magerr, mean, period):
     return start, (0.0 if deep >= 0 else np.pi)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def powers_of(time, mag, magerr, offsets, frequency, out):
     """Part of chi-square that a sinusoid with a free mean explains, at some frequencies of each curve."""
     for curve in range(len(offsets) - 1):
@@ -106,7 +106,7 @@ def powers_of(time, mag, magerr, offsets, frequency, out):
             out[curve, k] = _power(time[part], mag[part], magerr[part], frequency[curve, k])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _power(time, mag, magerr, frequency):
     """Zechmeister & Kuerster (2009), A&A 496, 577, equation 5."""
     total, y, c, s = 0.0, 0.0, 0.0, 0.0
@@ -135,7 +135,7 @@ def _power(time, mag, magerr, frequency):
     return (ss * yc * yc + cc * ys * ys - 2.0 * cs * yc * ys) / (yy * determinant)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def harmonics_of(time, mag, magerr, offsets, period, out, left):
     """Fit a mean and all the harmonics that `out`, shape (n_curves, 2 k), has room for; NaN without a period.
 
@@ -152,7 +152,7 @@ def harmonics_of(time, mag, magerr, offsets, period, out, left):
             )
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _fit_waves(time, mag, magerr, period, order, out, left):
     n, size = len(time), 2 * order + 1
     normal, target, row = np.zeros((size, size)), np.zeros(size), np.ones(size)
@@ -169,6 +169,8 @@ def _fit_waves(time, mag, magerr, period, order, out, left):
                 normal[a, b] += weight[i] / total * row[a] * row[b]
     for a in range(1, size):
         normal[a, a] += 1.0 / n
+    if not (np.isfinite(target).all() and np.isfinite(normal).all()):
+        return
     answer = np.linalg.solve(normal, target)
     out[:] = answer[1:]
     square = 0.0

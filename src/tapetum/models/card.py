@@ -204,11 +204,15 @@ class TableFeature(_Part):
     periodic: bool = Field(
         default=False, description="the column's name ends in `_` and the period's algorithm"
     )
-    missing: Literal["drop", "zero", "median", "regress", "keep"] = Field(
+    missing: Literal["drop", "zero", "median", "mean", "regress", "keep"] = Field(
         default="drop",
         description="what becomes of a missing value; drop: the row is not scored, keep: the network takes NaN",
     )
-    median: float | None = Field(default=None, description="of the training part, for median and regress")
+    median: float | None = Field(default=None, description="of the training part, for median")
+    mean: float | None = Field(
+        default=None,
+        description="of the training part, for mean, and for regress where a row has none of the regressed features",
+    )
     centre: float | None = Field(
         default=None, description="minimum or median of the training part; null: not scaled"
     )
@@ -220,9 +224,11 @@ class TableFeature(_Part):
     def _consistent(self) -> Self:
         if (self.centre is None) != (self.width is None):
             raise ValueError(f"{self.name}: `centre` and `width` belong together")
-        if self.missing in ("median", "regress") and self.median is None:
+        needs = {"median": self.median, "mean": self.mean, "regress": self.mean}
+        if self.missing in needs and needs[self.missing] is None:
+            which = "median" if self.missing == "median" else "mean"
             raise ValueError(
-                f"{self.name}: a missing value becomes the {self.missing}, but there is no `median`"
+                f"{self.name}: the rule for missing values is {self.missing}, but there is no `{which}`"
             )
         return self
 

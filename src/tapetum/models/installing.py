@@ -14,6 +14,7 @@ from tapetum.models.registry import CARD_NAME, ONNX_NAME, load_template, templat
 from tapetum.models.runtime import Model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tapetum.models.card import CardBody, CardTemplate
@@ -88,7 +89,9 @@ def complete_card(body: CardBody, onnx: bytes) -> ModelCard:
     return ModelCard.model_validate(card.model_copy(update={"golden": golden}).model_dump())
 
 
-def install(card: ModelCard, onnx: bytes, models: Path, path: Path) -> Imported:
+def install(
+    card: ModelCard, onnx: bytes, models: Path, path: Path, *, beside: Mapping[str, bytes] | None = None
+) -> Imported:
     """Put both files in place under `models`; the folder appears whole.
 
     Parameters
@@ -99,6 +102,8 @@ def install(card: ModelCard, onnx: bytes, models: Path, path: Path) -> Imported:
         Folder of imported models.
     path
         What it was imported from, for messages.
+    beside
+        More files of its folder, by name.
 
     Raises
     ------
@@ -117,13 +122,15 @@ def install(card: ModelCard, onnx: bytes, models: Path, path: Path) -> Imported:
             raise InputError(
                 f"{path}: {card.name} {card.version} was imported with another contract; give a --version"
             )
-        if is_intact(folder):
+        if is_intact(folder) and all((folder / name).is_file() for name in beside or ()):
             return Imported(old, folder, new=False)
         shutil.rmtree(folder)  # damaged since; the same file makes it whole again
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / ONNX_NAME).write_bytes(onnx)
+    for name, content in (beside or {}).items():
+        (part / name).write_bytes(content)
     write_card(part / CARD_NAME, card)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

@@ -7,13 +7,10 @@ missing one stood in SCoPe's ``config.yaml`` and its training set, so it is aske
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import ValidationError
 
 from tapetum.core.errors import FormatError, InputError
@@ -22,6 +19,7 @@ from tapetum.lightcurves.impute import Imputer, Strategy, described_strategies
 from tapetum.models.card import (
     FLOAT32_MAX,
     CardBody,
+    ClassSpec,
     DmdtContract,
     Golden,
     ModelCard,
@@ -33,17 +31,20 @@ from tapetum.models.card import (
     TableFeature,
     Training,
 )
+from tapetum.models.feature_statistics import read_text, statistics_in, statistics_of
 from tapetum.models.golden import golden_inputs, uniforms
 from tapetum.models.installing import Imported, complete_card, install
 from tapetum.models.keras_h5 import read_keras_h5
 from tapetum.models.keras_onnx import FEATURE_INPUT, IMAGE_INPUT, SCORE_OUTPUT, to_onnx
 from tapetum.models.runtime import Model
-from tapetum.models.trees_onnx import INPUT, LEAF, OUTPUT, Trees, read_trees, trees_to_onnx
+from tapetum.models.trees_onnx import BOOSTER, INPUT, LEAF, OUTPUT, Trees, read_trees, trees_to_onnx
 
 if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
     from tapetum.models.keras_h5 import KerasNet
 
@@ -51,7 +52,6 @@ Algorithm = Literal["dnn", "xgb"]
 View = Literal["phenomenological", "ontological"]
 Scaling = Literal["min_max", "median_std", "none"]
 
-MOST_BYTES = 512 * 2**20  # of a model or configuration
 DESCRIBED_THRESHOLD = 0.7  # above which SCoPe gives a class
 PERIOD_SUFFIX = "ELS_ECE_EAOV"  # of SCoPe's own configuration
 MICRO_BATCH = 256
@@ -103,8 +103,8 @@ class ScopeContract:
     scaling
         How features were scaled.
     statistics
-        Column -> its ``min``, ``max``, ``median`` and ``std`` in the training set; a column that is not in it was not
-        scaled, as in SCoPe.
+        Column -> its ``min``, ``max``, ``median``, ``mean`` and ``std`` in the training set; a column that is not in
+        it was not scaled, as in SCoPe.
     strategies
         Feature -> what replaces a missing value, instead of the described rule.
     version, licence
@@ -136,7 +136,7 @@ class ScopeConfig:
     statistics
         As in `ScopeContract`; empty where it has none.
     strategies
-        Of features with a rule for missing values.
+        Of features with a rule for missing values; where it is ``None``, the row is dropped, as in SCoPe.
     """
 
     features: tuple[str, ...]
@@ -166,7 +166,7 @@ def read_scope_config(path: Path, code: str, view: View) -> ScopeConfig:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = yaml.safe_load(_text(path))
+        content = yaml.safe_load(read_text(path))
         of_class = content.get("training", {}).get("classes", {}).get(code, {})
         listed = content["features"][of_class.get("features", view)]
         included = {name: entry for name, entry in listed.items() if entry["include"]}
@@ -174,11 +174,11 @@ def read_scope_config(path: Path, code: str, view: View) -> ScopeConfig:
         # rules for missing values stand in the longer list only
         rules = {**content["features"].get("ontological", {}), **included}
         strategies = {
-            name: Strategy(str(rules[name]["impute_strategy"]).lower())
+            name: _strategy(rules[name]["impute_strategy"])
             for name in included
-            if str(rules[name].get("impute_strategy")).lower() not in ("none", "null")
+            if "impute_strategy" in rules[name]
         }
-        statistics = _statistics(content.get("feature_stats") or {}, path)
+        statistics = statistics_in(content.get("feature_stats") or {}, path)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as problem:
         first = str(problem).partition("\n")[0]
         raise FormatError(
@@ -188,65 +188,10 @@ def read_scope_config(path: Path, code: str, view: View) -> ScopeConfig:
     return ScopeConfig(tuple(included), "" if no_suffix else str(suffix), statistics, strategies)
 
 
-def read_statistics(path: Path) -> dict[str, dict[str, float]]:
-    """Statistics of features from JSON: column -> ``min``, ``max``, ``median``, ``std``.
-
-    Raises
-    ------
-    FormatError
-        The file cannot be read, or is something else.
-    """
-    try:
-        content = json.loads(_text(path))
-        return _statistics(content.get("feature_stats", content), path)
-    except (ValueError, AttributeError, TypeError, RecursionError) as problem:
-        raise FormatError(f"{path}: not statistics of features: {problem}") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise FormatError(f"{path}: larger than {MOST_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise FormatError(f"{path}: cannot be read: {problem}") from None
-
-
-def _statistics(content: Mapping[str, Any], path: Path) -> dict[str, dict[str, float]]:
-    found = {
-        str(column): {key: float(values[key]) for key in ("min", "max", "median", "std") if key in values}
-        for column, values in content.items()
-    }
-    wrong = [column for column, values in found.items() if not all(map(math.isfinite, values.values()))]
-    if wrong:
-        raise FormatError(f"{path}: the statistics of {wrong[0]} are not finite")
-    return found
-
-
-def statistics_of(table: pa.Table, columns: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Statistics of columns, as SCoPe takes them of its training set: without missing values.
-
-    Raises
-    ------
-    InputError
-        A column is not there, is no number, or has no value.
-    """
-    found = {}
-    for name in columns:
-        if name not in table.column_names:
-            raise InputError(f"the training set has no column {name}, which the model takes")
-        try:
-            values = pc.fill_null(table[name].cast(pa.float64()), float("nan")).to_numpy()
-        except pa.ArrowException:
-            raise InputError(f"column {name} of the training set does not hold numbers") from None
-        known = values[np.isfinite(values)]
-        if not known.size:
-            raise InputError(f"column {name} of the training set has no value")
-        found[name] = {
-            "min": float(known.min()), "max": float(known.max()), "median": float(np.median(known)),
-            "std": float(known.std()),
-        }  # fmt: skip
-    return found
+def _strategy(word: object) -> Strategy:
+    """What a configuration calls a rule; None is that of all features without one."""
+    text = str(word).lower()
+    return Strategy.DROP if text in ("none", "null") else Strategy(text)
 
 
 def import_scope(
@@ -304,9 +249,8 @@ def import_scope(
     inputs = (table,) if not found.with_dmdt else (table, DmdtContract(name=IMAGE_INPUT))
     body = _body(path, name, algorithm, contract, inputs, found, today)
     golden = _golden(body, found.onnx)
-    return install(
-        complete_card(body.model_copy(update={"golden": golden}), found.onnx), found.onnx, models, path
-    )
+    card = complete_card(body.model_copy(update={"golden": golden}), found.onnx)
+    return install(card, found.onnx, models, path, beside=found.beside)
 
 
 @dataclass(frozen=True)
@@ -320,6 +264,7 @@ class _Found:
     with_dmdt: bool
     features: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, bytes] = field(default_factory=dict)  # files for the folder of the model
 
 
 def _read_network(path: Path, read: Callable[[Path], KerasNet]) -> _Found:
@@ -348,8 +293,9 @@ def _read_network(path: Path, read: Callable[[Path], KerasNet]) -> _Found:
 
 
 def _read_boosted(path: Path, contract: ScopeContract) -> _Found:
+    text = read_text(path)
     try:
-        trees = read_trees(_text(path), str(path))
+        trees = read_trees(text, str(path))
     except RecursionError:
         raise FormatError(f"{path}: not a model of xgboost as JSON: nested too deeply") from None
     for number, tree in enumerate(trees.trees):
@@ -363,6 +309,7 @@ def _read_boosted(path: Path, contract: ScopeContract) -> _Found:
         with_dmdt=False,
         features=_bare(trees.features, contract, path),
         recipe=_parameters(path.with_suffix(".params"), trees),
+        beside={BOOSTER: text.encode()},  # what a training can go on from
     )
 
 
@@ -424,7 +371,7 @@ def _parameters(path: Path, trees: Trees) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        learner = json.loads(_text(path))["learner"]
+        learner = json.loads(read_text(path))["learner"]
         model, objective = learner["learner_model_param"], learner["objective"]["name"]
         n_features = int(model["num_feature"])
         found = learner["gradient_booster"].get("tree_train_param", {})
@@ -461,20 +408,21 @@ def _table_contract(
     if not statistics and training_set is not None:
         statistics = statistics_of(training_set, list(columns.values()))
     rules = {**described_strategies(features), **contract.strategies}
-    medians = {name: statistics.get(columns[name], {}).get("median") for name in features}
+    middles: dict[str, dict[str, float]] = {
+        which: {name: values[which] for name, values in statistics.items() if which in values}
+        for which in ("median", "mean")
+    }
     donors: StoredArray | None = None
     if training_set is not None:
         fitted = Imputer.fit(training_set, {columns[name]: rules[name] for name in features})
-        medians |= {
-            name: fitted.medians[columns[name]] for name in features if columns[name] in fitted.medians
-        }
+        middles["median"] |= fitted.medians
+        middles["mean"] |= fitted.means
         donors = StoredArray.pack(fitted.donors) if fitted.regressed else None
-    entries = [
-        _feature(
-            name, _rule(rules[name], medians[name], donors), medians[name], columns, statistics, contract
-        )
-        for name in features
-    ]
+    entries = []
+    for name in features:
+        known = {which: values[columns[name]] for which, values in middles.items() if columns[name] in values}
+        rule = _rule(rules[name], known, donors)
+        entries.append(_feature(name, rule, known, columns, statistics, contract))
     return TableContract(
         name=input_name,
         features=tuple(entries),
@@ -484,17 +432,18 @@ def _table_contract(
     )
 
 
-def _rule(rule: Strategy, median: float | None, donors: StoredArray | None) -> Strategy:
+def _rule(rule: Strategy, known: Mapping[str, float], donors: StoredArray | None) -> Strategy:
     """What can be kept of a rule: without a training set there are no neighbours, without statistics no median."""
     if rule is Strategy.REGRESS and donors is None:
         rule = Strategy.MEDIAN
-    return Strategy.DROP if rule is Strategy.MEDIAN and median is None else rule
+    needed = {Strategy.MEDIAN: "median", Strategy.MEAN: "mean"}.get(rule)
+    return Strategy.DROP if needed is not None and needed not in known else rule
 
 
 def _feature(
     name: str,
     rule: Strategy,
-    median: float | None,
+    known: Mapping[str, float],
     columns: Mapping[str, str],
     statistics: Mapping[str, Mapping[str, float]],
     contract: ScopeContract,
@@ -510,14 +459,15 @@ def _feature(
             )
         except KeyError as problem:
             raise InputError(f"the statistics of {columns[name]} lack {problem}") from None
-    needs_median = rule in (Strategy.MEDIAN, Strategy.REGRESS)
+    needed = {Strategy.MEDIAN: "median", Strategy.MEAN: "mean", Strategy.REGRESS: "mean"}.get(rule)
+    middle = {} if needed is None else {needed: known[needed]}
     return TableFeature(
         name=name,
         periodic=columns[name] != name,
         missing=rule.value,
-        median=median if needs_median else None,
         centre=centre,
         width=width,
+        **middle,
     )
 
 
@@ -546,6 +496,16 @@ def _body(
             created=today.isoformat(),
             inputs=inputs,
             outputs=(Output(name=found.output_name, columns=(contract.code,), activation="sigmoid"),),
+            # how frequent the class was in the training set is not known: with equal numbers no score is carried over
+            classes=(
+                ClassSpec(
+                    name=contract.code,
+                    title=contract.label,
+                    training_prior=0.5,
+                    prior=0.5,
+                    threshold=DESCRIBED_THRESHOLD,
+                ),
+            ),
             micro_batch=MICRO_BATCH,
             training=Training(description="by SCoPe; not known here", recipe=dict(found.recipe)),
             thresholds={"described": DESCRIBED_THRESHOLD},

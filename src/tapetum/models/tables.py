@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tapetum.core.errors import InputError
-from tapetum.lightcurves.impute import Imputer, Strategy
+from tapetum.lightcurves.impute import Imputer, Strategy, feature_values
 
 if TYPE_CHECKING:
     from tapetum.models.card import DmdtContract, TableContract, TableFeature
@@ -64,17 +64,7 @@ def gather_table(table: pa.Table, contract: TableContract, origin: str) -> Value
 
 
 def _column(table: pa.Table, name: str, feature: TableFeature) -> Values:
-    column = table[name]
-    kind = column.type
-    if not (
-        pa.types.is_floating(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_null(kind)
-    ):
-        raise InputError(f"column {name} is {kind}, not a feature")
-    values = np.array(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(), np.float64)
-    values[~np.isfinite(values)] = np.nan
+    values = feature_values(table, name)
     if feature.dtype == "float32":
         with np.errstate(over="ignore"):
             values = values.astype(np.float32).astype(np.float64)
@@ -92,6 +82,7 @@ def imputer_of(contract: TableContract) -> Imputer:
     return Imputer(
         strategies={contract.column(feature): Strategy(feature.missing) for feature in features},
         medians={contract.column(entry): entry.median for entry in features if entry.median is not None},
+        means={contract.column(entry): entry.mean for entry in features if entry.mean is not None},
         donors=donors,
     )
 
@@ -117,13 +108,13 @@ def prepare_values(values: Values, contract: TableContract) -> Prepared:
     columns = [contract.column(feature) for feature in features]
     missing = np.isnan(values)
     dropped = np.array([feature.missing == "drop" for feature in features])
-    replaced = np.array([feature.missing in ("zero", "median", "regress") for feature in features])
+    replaced = np.array([feature.missing not in ("drop", "keep") for feature in features])
     imputer = imputer_of(contract)
     # rows that lack something are not scored, but keep their place: nothing may be dropped here
     rules: dict[str, Strategy] = {
         name: rule for name, rule in imputer.strategies.items() if rule is not Strategy.DROP
     }
-    kept = Imputer(rules, imputer.medians, imputer.donors)
+    kept = replace(imputer, strategies=rules)
     table = pa.table({name: values[:, at] for at, name in enumerate(columns)})
     filled = kept.apply(table).table
     complete = np.column_stack([filled[name].to_numpy() for name in columns])

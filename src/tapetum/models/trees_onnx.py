@@ -19,6 +19,7 @@ OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
 INPUT, OUTPUT = "features", "score"
 LOGISTIC = ("binary:logistic", "reg:logistic")
 LEAF = -1
+BOOSTER = "booster.json"  # beside a model: its trees as xgboost reads them
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tapetum.finders.taxonomy import load_taxonomy
+from tapetum.models.feature_statistics import read_statistics
 from tapetum.models.scope_models import (
     PERIOD_SUFFIX,
     ScopeContract,
     import_scope,
     read_scope_config,
-    read_statistics,
 )
 from tapetum.pipelines.import_model import read_apart
 from tapetum.report.read_tables import read_table

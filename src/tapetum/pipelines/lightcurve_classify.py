@@ -19,6 +19,7 @@ from tapetum.core.errors import FormatError, InputError, UsageError
 from tapetum.core.files import sha256_of
 from tapetum.finders import variable_tree
 from tapetum.finders.variable_group import VariableGroup, load_group
+from tapetum.finders.variable_join import DESCRIBED
 from tapetum.finders.variables import WORD, Config, specs_of
 from tapetum.lightcurves.clean import CleaningRules, clean
 from tapetum.lightcurves.curves import KEY, LightCurves
@@ -44,12 +45,13 @@ from tapetum.pipelines.lightcurve_features import (
 )
 from tapetum.pipelines.lightcurve_parts import APART, Part, Recipe, inputs_of
 from tapetum.pipelines.lightcurve_wanted import Matches, chosen_curves, chosen_rows
-from tapetum.pipelines.outputs import fingerprint
+from tapetum.pipelines.outputs import fingerprint, refuse_twice
 from tapetum.report.read_tables import READABLE, read_table, readable_format
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from tapetum.lightcurves.formats.sources import Source
     from tapetum.lightcurves.periods.search import PeriodRules
 
 Kind = Literal["curves", "features", "wanted"]
@@ -109,7 +111,7 @@ def kind_of(path: str, needed: Sequence[str] = (), how: Reading | None = None) -
     Parameters
     ----------
     path
-        Of a folder that is no HATS catalogue, the first table decides.
+        Of a folder that is no HATS catalogue, the first table that can be read decides.
     needed
         Columns that models take.
     how
@@ -126,8 +128,11 @@ def kind_of(path: str, needed: Sequence[str] = (), how: Reading | None = None) -
     if place.is_dir():
         if is_hats(place):
             return "curves"
-        tables = tables_of(place)
-        return kind_of(str(tables[0]), needed, how) if tables else "curves"
+        tables = [str(table) for table in tables_of(place)]
+        kinds, _, problems = kinds_of(tables, needed, how, enough=1)
+        if problems and not kinds:
+            raise InputError(problems[0])
+        return next(iter(kinds), "curves")
     if place.suffix.lower() in MATCHFILES:
         return "curves"
     try:
@@ -142,6 +147,46 @@ def kind_of(path: str, needed: Sequence[str] = (), how: Reading | None = None) -
     except FormatError as problem:
         return _kind_of_columns(schema.names, needed, path, problem)
     return "curves"
+
+
+def kinds_of(
+    paths: Sequence[str], needed: Sequence[str] = (), how: Reading | None = None, *, enough: int | None = None
+) -> tuple[set[Kind], list[str], list[str]]:
+    """What files and folders are, those that can be used, and why others cannot.
+
+    Parameters
+    ----------
+    paths, needed, how
+        As for `kind_of`.
+    enough
+        Look no further after so many that can be used; None: look at all.
+    """
+    kinds: set[Kind] = set()
+    usable: list[str] = []
+    problems: list[str] = []
+    for path in paths:
+        if len(usable) == enough:
+            break
+        try:
+            kinds.add(kind_of(path, needed, how))
+        except (InputError, OSError) as problem:
+            problems.append(str(problem))
+        else:
+            usable.append(path)
+    return kinds, usable, problems
+
+
+def is_classification(path: str) -> bool:
+    """Whether a table is a classification, of ours or of the described system.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    schema = _schema_of(path)
+    ours = WORD.encode() in (schema.metadata or {}) or {"flags", "error", KEY} <= set(schema.names)
+    return ours or any(DESCRIBED.fullmatch(name) for name in schema.names)
 
 
 def _kind_of_columns(names: Sequence[str], needed: Sequence[str], path: str, problem: FormatError) -> Kind:
@@ -412,9 +457,16 @@ def table_parts(paths: Sequence[str], rejected: Callable[[str], None]) -> list[T
     ----------
     rejected
         Told why a table cannot be used.
+
+    Raises
+    ------
+    UsageError
+        A table is named twice.
     """
     found: list[TablePart] = []
-    for path in (str(file) for given in paths for file in tables_of(given)):
+    files = [str(file) for given in paths for file in tables_of(given)]
+    refuse_twice(files)
+    for path in files:
         try:
             groups = _groups(path)
         except InputError as problem:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tapetum.core.errors import InputError, UsageError
+from tapetum.core.settings import without_password
 from tapetum.lightcurves.curves import LightCurves
 from tapetum.lightcurves.formats.columns import Reading
 from tapetum.lightcurves.formats.sources import Given
 from tapetum.pipelines.lightcurve_around import AroundOptions, with_server
-from tapetum.pipelines.lightcurve_catalogues import GAIA
 from tapetum.pipelines.lightcurve_classify import (
     ALERTS,
     BETWEEN,
@@ -26,7 +26,7 @@ from tapetum.pipelines.lightcurve_classify import (
     curves_maker,
     features_for,
     identities,
-    kind_of,
+    kinds_of,
     needs_of,
     table_parts,
 )
@@ -112,10 +112,10 @@ class Job:
         What is asked of a server.
     radius_arcsec
         Around wanted positions.
-    bright_stars
-        Whether the server is also asked for stars whose glare spoils a light curve, if it is asked for catalogues.
+    ask
+        Whether the server may be asked for catalogues and alerts around light curves that are not from it.
     alerts
-        Collection of alerts on the server.
+        Collection of alerts on the server; None: none is asked for.
     settings
         Of the run.
     overwrite
@@ -132,8 +132,8 @@ class Job:
     among: tuple[str, ...] = ()
     how: Reading = field(default_factory=Reading)
     radius_arcsec: float = 2.0
-    bright_stars: bool = True
-    alerts: str = "ZTF_alerts"
+    ask: bool = False
+    alerts: str | None = "ZTF_alerts"
     overwrite: bool = False
 
     def described(self) -> dict[str, Any]:
@@ -148,7 +148,8 @@ class Job:
             "server": self.settings.kowalski.url,
             "radius_arcsec": self.radius_arcsec,
             "reading": vars(self.how),
-            "around": [self.bright_stars, self.alerts],
+            "around": [self.ask, self.alerts],
+            "sources": self.outputs.described(),
         }
 
 
@@ -160,6 +161,7 @@ class _Data:
     paths: tuple[str, ...]
     matches: str | None = None
     problems: tuple[str, ...] = field(default=())
+    fetched: bool = False  # from a server
 
 
 def run(job: Job, doors: Doors) -> tuple[ClassifyReport, Outputs]:
@@ -174,11 +176,12 @@ def run(job: Job, doors: Doors) -> tuple[ClassifyReport, Outputs]:
     """
     _check(job)
     group = job.options.load()
-    kind = _kind(job, group)
+    kind, usable, problems = _kind(job, group)
     outputs = _files(job, doors)
     with on_disk(outputs) as files:
-        data = _data(replace(job, outputs=files), kind, group, doors)
-        report = _classify(replace(job, outputs=files), data, group, doors)
+        job = replace(job, inputs=usable, outputs=files)
+        data = _data(job, kind, group, doors)
+        report = _classify(job, replace(data, problems=(*problems, *data.problems)), group, doors)
     return report, outputs
 
 
@@ -198,26 +201,39 @@ def _check(job: Job) -> None:
         )
 
 
-def _kind(job: Job, group: VariableGroup) -> Kind | None:
-    """What the inputs are; None: a field."""
+def _kind(job: Job, group: VariableGroup) -> tuple[Kind | None, tuple[str, ...], list[str]]:
+    """What the inputs are (None: a field), those of them that can be used, and why others cannot."""
     if job.outputs.features and group.binary is None:
         raise UsageError(
             "--save-features: no model takes features; `tapetum lightcurves features` makes some"
         )
     if not job.inputs:
         _refuse_tree(group, stored=job.remote.features is not None)
-        return None
-    kinds = {job.kind or kind_of(path, list(group.needed), job.how) for path in job.inputs}
+        return None, (), []
+    kinds, usable, problems = _kinds(job, job.inputs, group)
     if len(kinds) > 1:
         raise UsageError(f"some inputs are {', others '.join(sorted(kinds))}: classify one kind at a time")
     (kind,) = kinds
-    if kind == "wanted" and len(job.inputs) > 1:
+    if kind == "wanted" and len(usable) > 1:
         raise UsageError("name one table of what is wanted")
     if kind != "wanted" and job.among:
-        raise UsageError(f"--from is for a table of what is wanted; {job.inputs[0]} has {kind} itself")
+        raise UsageError(
+            f"--from is for a table of what is wanted; {_named(job.inputs[:1])} has {kind} itself"
+        )
     stored = job.remote.features is not None and not job.among and kind == "wanted"
     _refuse_tree(group, stored=kind == "features" or stored)
-    return kind
+    return kind, tuple(usable), problems
+
+
+def _kinds(job: Job, paths: Sequence[str], group: VariableGroup) -> tuple[set[Kind], list[str], list[str]]:
+    """What inputs are, those that can be used, and why others cannot; none at all is an error."""
+    if job.kind is not None and paths == job.inputs:
+        return {job.kind}, list(paths), []
+    kinds, usable, problems = kinds_of(paths, list(group.needed), job.how)
+    if not usable:
+        more = f"; and {len(problems) - 1} more cannot be used" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}{more}")
+    return kinds, usable, problems
 
 
 def _refuse_tree(group: VariableGroup, *, stored: bool) -> None:
@@ -242,6 +258,11 @@ def _files(job: Job, doors: Doors) -> Outputs:
     )
 
 
+def _named(paths: Sequence[str]) -> str:
+    """Inputs for a message."""
+    return ", ".join(map(without_password, paths))
+
+
 def _stores(paths: Sequence[str], doors: Doors) -> list[Source]:
     """Those light curves that are no files: only they themselves know whether they have changed."""
     urls = [path for path in paths if "://" in path]
@@ -264,26 +285,28 @@ def _data(job: Job, kind: Kind | None, group: VariableGroup, doors: Doors) -> _D
         matches = job.outputs.matched
         _tell_matches(matches, wanted, doors)
     stored = job.remote.features is not None
-    return _Data("features" if stored else "curves", (job.outputs.fetched,), matches, tuple(problems))
+    return _Data(
+        "features" if stored else "curves", (job.outputs.fetched,), matches, tuple(problems), fetched=True
+    )
 
 
 def _matched(job: Job, wanted: str, group: VariableGroup, doors: Doors) -> _Data:
-    kinds = {kind_of(path, list(group.needed), job.how) for path in job.among}
+    kinds, usable, problems = _kinds(job, job.among, group)
     if len(kinds) > 1 or "wanted" in kinds:
         raise UsageError("--from needs light curves, or features, of one kind")
     kind: Literal["curves", "features"] = "features" if "features" in kinds else "curves"
     _refuse_tree(group, stored=kind == "features")
-    units, rejected = _units(kind, job.among, doors)
-    recipe = match_recipe(wanted, job.radius_arcsec, job.among, _stores(job.among, doors))
+    units, rejected = _units(kind, usable, doors)
+    recipe = match_recipe(wanted, job.radius_arcsec, usable, _stores(usable, doors))
     with doors.progress("looking for sources") as progress:
         report = make_once(
-            units, recipe, job.outputs.matched, job.settings, overwrite=job.overwrite, rejected=rejected,
-            progress=progress,
+            units, recipe, job.outputs.matched, job.settings, overwrite=job.overwrite,
+            rejected=[*problems, *rejected], progress=progress,
         )  # fmt: skip
     if not report.n_rows:
-        raise InputError(f"{wanted}: none of its sources has a light curve in {', '.join(job.among)}")
+        raise InputError(f"{wanted}: none of its sources has a light curve in {_named(job.among)}")
     _tell_matches(job.outputs.matched, wanted, doors)
-    return _Data(kind, job.among, job.outputs.matched, report.problems)
+    return _Data(kind, tuple(usable), job.outputs.matched, report.problems)
 
 
 def _tell_matches(matches: str, wanted: str, doors: Doors) -> None:
@@ -325,7 +348,7 @@ def _classify(job: Job, data: _Data, group: VariableGroup, doors: Doors) -> Clas
             recipe = replace(recipe, setup=setup)
         progress = open_things.enter_context(doors.progress("classifying"))
         return classify_once(
-            units, recipe, job.outputs, job.settings, tree=group.tree, overwrite=job.overwrite, rejected=problems,
+            units, recipe, job.outputs, job.settings, overwrite=job.overwrite, rejected=problems,
             progress=progress,
         )  # fmt: skip
 
@@ -375,7 +398,8 @@ def _features(
     needs, given = needs_of(group.needed), job.options.features
     if data.matches is not None:
         given = replace(given, keep=(*given.keep, SEPARATION))
-    asked = None if job.settings.kowalski.url is None else _asked(job, needs, group, names)
+    there = job.settings.kowalski.url is not None and (job.ask or data.fetched)
+    asked = _asked(job, needs, group, names) if there else None
     served = (
         [] if asked is None else [*(name for name, _ in asked.matches), *(ALERTS if asked.alerts else ())]
     )
@@ -410,8 +434,8 @@ def _asked(job: Job, needs: Needs, group: VariableGroup, names: Sequence[str]) -
     )
     if not matches and alerts is None:
         return None
-    stars = GAIA if job.bright_stars and given.gaia is None else None
-    return AroundOptions(matches, stars, alerts, given.radius_arcsec, given.star_radius_arcsec)
+    # what models list, and nothing else: sources beside bright stars stay
+    return AroundOptions(matches, None, alerts, given.radius_arcsec, given.star_radius_arcsec)
 
 
 def _first(source: Source) -> list[LightCurves]:

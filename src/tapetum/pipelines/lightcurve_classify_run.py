@@ -29,10 +29,11 @@ from tapetum.finders.variable_sources import (
     Aggregate,
     SourceKey,
     about_of,
+    as_made,
     per_source,
     with_source_names,
 )
-from tapetum.finders.variables import GIVEN
+from tapetum.finders.variables import CLASSES
 from tapetum.lightcurves.remote import CCDS, PROGRAMS, QUADRANTS, quadrants_of
 from tapetum.lightcurves.wanted import read_ids
 from tapetum.pipelines.lightcurve_fetch import fetch_once
@@ -40,14 +41,13 @@ from tapetum.pipelines.lightcurve_parts import MadeReport, Recipe, Unit, make_on
 from tapetum.pipelines.lightcurve_plans import BATCH, Plan, plan_curves, plan_features, plan_ids
 from tapetum.pipelines.lightcurve_wanted import Matches, find_once, sources_without, wanted_sources
 from tapetum.pipelines.outputs import STDOUT, fingerprint, finished_run, record_settings
-from tapetum.report.read_tables import read_table, words_of
-from tapetum.report.tables import about_column, write_table
+from tapetum.report.read_tables import read_table, units_of, words_of
+from tapetum.report.tables import write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tapetum.core.settings import Settings
-    from tapetum.finders.variable_tree import VariableTree
     from tapetum.surveys.kowalski import Kowalski
 
 By = Literal["source", "curve"]
@@ -95,6 +95,20 @@ class Outputs:
         if self.by == "curve":
             return self.table
         return beside(self.table, OF_CURVES)
+
+    def described(self) -> dict[str, Any]:
+        """What decides the rows, as plain values."""
+        return {"rows": self.by, **self.rules}
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """How sources are made of light curves."""
+        return {
+            "how": self.how,
+            "by": self.key,
+            "radius_arcsec": self.radius_arcsec,
+            "others": self.others,
+        }
 
     @property
     def summary(self) -> Path:
@@ -328,7 +342,6 @@ def classify_once(
     outputs: Outputs,
     settings: Settings,
     *,
-    tree: VariableTree | None = None,
     overwrite: bool = False,
     rejected: Sequence[str] = (),
     progress: Progress = no_progress,
@@ -343,8 +356,6 @@ def classify_once(
         Where the tables go.
     settings, overwrite, rejected, progress
         As for `tapetum.pipelines.lightcurve_parts.make_once`.
-    tree
-        The classifier over a tree of classes, if it takes part.
 
     Raises
     ------
@@ -356,7 +367,7 @@ def classify_once(
     )
     if not made.n_parts and not made.finished:
         return ClassifyReport(made)
-    return gather(recipe.verb, recipe.made_from, outputs, made, settings, tree=tree, overwrite=overwrite)
+    return gather(recipe.verb, recipe.made_from, outputs, made, settings, overwrite=overwrite)
 
 
 def gather(
@@ -366,7 +377,6 @@ def gather(
     made: MadeReport,
     settings: Settings,
     *,
-    tree: VariableTree | None = None,
     overwrite: bool = False,
 ) -> ClassifyReport:
     """What follows from the table of light curves: that of sources, both as CSV, and the summary.
@@ -375,7 +385,7 @@ def gather(
     ----------
     verb, made_from
         Of the table of light curves.
-    outputs, settings, tree, overwrite
+    outputs, settings, overwrite
         As for `classify_once`.
     made
         What became of the table of light curves.
@@ -387,7 +397,7 @@ def gather(
     """
     if not made.n_rows:
         raise InputError("there are no light curves to classify")
-    n_sources = _write_sources(verb, made_from, outputs, made, settings, tree, overwrite=overwrite)
+    n_sources = _write_sources(verb, made_from, outputs, made, settings, overwrite=overwrite)
     if outputs.csv:
         for path in {outputs.curves, outputs.table}:
             if Path(path).suffix.lower() != ".csv":
@@ -402,27 +412,19 @@ def _write_sources(
     outputs: Outputs,
     made: MadeReport,
     settings: Settings,
-    tree: VariableTree | None,
     *,
     overwrite: bool,
 ) -> int:
     """One row for each source; how many there are."""
     if outputs.by == "curve":
         return 0
-    rules = {
-        "how": outputs.how,
-        "by": outputs.key,
-        "radius_arcsec": outputs.radius_arcsec,
-        "others": outputs.others,
-    }
+    rules = outputs.rules
     made_from = fingerprint([], {"verb": "sources", "of": of, **rules})
     before = None if overwrite else finished_run(outputs.table, made_from)
     if before is not None and not before.n_rejected and made.finished:
         return before.n_done
     table = _with_names(outputs)
-    found = per_source(
-        table, outputs.how, outputs.key, outputs.radius_arcsec, others=outputs.others, tree=tree
-    )
+    found = per_source(table, outputs.how, outputs.key, outputs.radius_arcsec, others=outputs.others)
     words = {"sources": json.dumps(rules)}
     write_table(found, outputs.table, words, units_of(found), sidecar=True)
     command = {"verb": verb, "light_curves": outputs.curves, **rules}
@@ -431,18 +433,13 @@ def _write_sources(
 
 
 def _with_names(outputs: Outputs) -> pa.Table:
-    """The table of light curves, in which each has a source."""
+    """The table of light curves as it was made; on disk, each is given a source."""
     table = read_table(outputs.curves)
-    named = with_source_names(table, outputs.key, outputs.radius_arcsec)
-    if named["object_id"].null_count < table["object_id"].null_count:
+    made = as_made(table)
+    named = with_source_names(made, outputs.key, outputs.radius_arcsec)
+    if named.column_names != table.column_names or not named["object_id"].equals(table["object_id"]):
         write_table(named, outputs.curves, units=units_of(table), sidecar=True)
-    return named
-
-
-def units_of(table: pa.Table) -> dict[str, str]:
-    """Units of columns, as `read_table` gives them."""
-    units = {name: about_column(table, name).get("unit", "") for name in table.column_names}
-    return {name: unit for name, unit in units.items() if unit}
+    return made
 
 
 def _write_summary(outputs: Outputs, made: MadeReport) -> dict[str, int]:
@@ -453,7 +450,7 @@ def _write_summary(outputs: Outputs, made: MadeReport) -> dict[str, int]:
         entry["model"]
         for entry in (*about["models"].values(), *about.get(TREE, {}).get("models", {}).values())
     }
-    counts = _counted(table[GIVEN], split=True) if GIVEN in table.column_names else {}
+    counts = _counted(table[CLASSES], split=True) if CLASSES in table.column_names else {}
     summary: dict[str, Any] = {
         "rows": table.num_rows,
         "light_curves": made.n_rows,

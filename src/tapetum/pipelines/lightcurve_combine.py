@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from tapetum.core.errors import InputError, UsageError
 from tapetum.core.files import whole_file
 from tapetum.finders.variable_join import join
-from tapetum.pipelines.lightcurve_classify import tables_of, with_keys
+from tapetum.pipelines.lightcurve_classify import is_classification, tables_of, with_keys
 from tapetum.pipelines.lightcurve_classify_run import ClassifyReport, Outputs, gather, on_disk
 from tapetum.pipelines.lightcurve_parts import MadeReport
-from tapetum.pipelines.outputs import check_folder, check_output, fingerprint, finished_run, record_settings
+from tapetum.pipelines.outputs import (
+    check_folder,
+    check_output,
+    fingerprint,
+    finished_run,
+    record_settings,
+    refuse_twice,
+)
 from tapetum.report.read_tables import read_table
 from tapetum.report.tables import table_format, write_table
 
@@ -55,10 +62,11 @@ def combine_once(
     InputError
         A table is not there, or no classification of light curves.
     UsageError
-        The output cannot be written.
+        The output cannot be written, or a table is named twice.
     """
     check_output(outputs.table)
     table_format(outputs.table)
+    refuse_twice(paths)
     options = {"combine": combine, "threshold": threshold, "decimals": decimals}
     made_from = fingerprint(paths, {"verb": VERB, **options})
     with on_disk(outputs) as files:
@@ -78,23 +86,36 @@ def combine_once(
         return gather(VERB, made_from, files, made, settings, overwrite=overwrite)
 
 
-def by_name(folders: Sequence[str]) -> dict[str, list[str]]:
-    """Name of a table -> the tables of this name in folders, such as those of one field by several algorithms.
+def by_name(folders: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Name of a table -> the classifications of this name in folders, such as those of one field by several algorithms.
 
     Tables by source are passed over where there is one by light curve beside them.
+
+    Returns
+    -------
+    tables
+        By name.
+    others
+        Tables that are no classifications; a dated folder has its features, for instance.
 
     Raises
     ------
     InputError
-        There are no tables.
+        There are no classifications, or a table cannot be read.
     UsageError
         Some of these are no folders.
     """
     if files := [folder for folder in folders if not Path(folder).is_dir()]:
         raise UsageError(f"{files[0]}: is no folder; join files into a file, or folders into a folder")
     found: dict[str, list[str]] = {}
+    others: list[str] = []
     for folder in folders:
-        tables = tables_of(folder)
+        tables = []
+        for path in tables_of(folder):
+            if is_classification(str(path)):
+                tables.append(path)
+            else:
+                others.append(str(path))
         by_curve = {
             path.with_name(path.name.replace("_lightcurves", ""))
             for path in tables
@@ -104,8 +125,8 @@ def by_name(folders: Sequence[str]) -> dict[str, list[str]]:
             if path not in by_curve:
                 found.setdefault(path.name.replace("_lightcurves", ""), []).append(str(path))
     if not found:
-        raise InputError(f"no tables in {', '.join(folders)}")
-    return found
+        raise InputError(f"no classifications in {', '.join(folders)}")
+    return found, others
 
 
 def write_fields(folder: str, rows: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ from tapetum.lightcurves.clean import Cleaned, CleaningRules, clean
 from tapetum.lightcurves.curves import KEY, LightCurves
 from tapetum.lightcurves.features import SETS, FeatureSet, feature_table, features_of
 from tapetum.lightcurves.formats.sources import CURVES_AT_A_TIME
+from tapetum.lightcurves.periods.array_backend import backend_of
 from tapetum.lightcurves.periods.search import PeriodRules, find_periods
 from tapetum.pipelines.lightcurve_catalogues import (
     RADIUS_ARCSEC,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from pydantic import BaseModel
+
+    from tapetum.lightcurves.formats.sources import Source
 
 ABOUT = ("object_id", "survey", "band", "ra", "dec", "field", "rcid", "ccd", "quadrant")
 """What is said of a curve beside its `lc_id`, where its source knows it; `object_id` always."""
@@ -87,6 +90,8 @@ class FeatureOptions:
         What is asked of a server (`tapetum.pipelines.lightcurve_around`), as plain values.
     keep
         More columns of the light curves, for instance a label.
+    device
+        Where periodograms are computed (`tapetum.lightcurves.periods.array_backend.backend_of`).
     """
 
     sets: tuple[FeatureSet, ...] = ("scope",)
@@ -101,6 +106,7 @@ class FeatureOptions:
     imputation: Imputation | None = None
     elsewhere: Mapping[str, Any] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @property
     def files(self) -> list[str]:
@@ -122,6 +128,8 @@ class FeatureOptions:
         plain: dict[str, Any] = {
             name: value for name, value in vars(self).items() if value not in (None, (), {})
         }
+        if self.device == "cpu":
+            del plain["device"]
         plain["periods"] = None if self.periods is None else dumped(self.periods)
         plain["cleaning"] = dumped(self.cleaning)
         plain["catalogues"] = [[each.name, each.path, *each.columns] for each in self.catalogues]
@@ -200,6 +208,7 @@ def _imputed(imputation: Imputation, paths: Sequence[Path]) -> Sequence[Path]:
 
 def feature_maker(options: FeatureOptions) -> Callable[[Part], Iterator[pa.Table]]:
     """The function of a worker, which has read the catalogues."""
+    backend_of(options.device)  # a device that is not there is nobody's light curve's fault
     catalogues = [read_local(file) for file in options.catalogues]
     stars = None if options.gaia is None else BrightStars(options.gaia, options.star_radius_arcsec)
     alerts = None if options.alerts is None else Alerts(options.alerts)
@@ -305,7 +314,7 @@ def _features(curves: LightCurves, options: FeatureOptions) -> pa.Table:
     periods: dict[str, NDArray[np.float64]] = {_suffix(name): _given(curves, name) for name in options.given}
     best: dict[str, NDArray[np.float64]] = {}
     if options.periods is not None:
-        columns = _by_name(find_periods(curves, options.periods).table)
+        columns = _by_name(find_periods(curves, options.periods, backend=backend_of(options.device)).table)
         found = [*options.periods.algorithms, *filter(None, [options.periods.nested_suffix])]
         periods |= {name: _values(columns[f"period_{name}"]) for name in found}
         if _has_best(options):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from tapetum.core.errors import InputError
 from tapetum.core.files import whole_file
 from tapetum.lightcurves.curves import KEY
-from tapetum.lightcurves.impute import Imputer, Strategy, described_strategies
+from tapetum.lightcurves.impute import Imputer, Strategy, described_strategies, feature_values
 from tapetum.pipelines.lightcurve_parts import common_schema, conform
 from tapetum.report.read_tables import read_table
 
@@ -135,7 +136,7 @@ def _fitted(paths: Sequence[Path], imputation: Imputation) -> Imputer:
         parts = [_some(_rows_with_features(_read(path, wanted)), wanted) for path in paths]
         table = pa.concat_tables(parts, promote_options="permissive")
     # a feature that nobody has stays as it is; what has a rule by name must have something to fit it to
-    known = [name for name in table.column_names if table[name].null_count < table.num_rows]
+    known = [name for name in table.column_names if np.isfinite(feature_values(table, name)).any()]
     return Imputer.fit(table, {name: rules[name] for name in dict.fromkeys((*known, *imputation.rules))})
 
 

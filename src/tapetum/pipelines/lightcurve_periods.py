@@ -14,6 +14,7 @@ from tapetum.core.errors import InputError
 from tapetum.lightcurves.clean import Cleaned, CleaningRules, clean
 from tapetum.lightcurves.curves import KEY
 from tapetum.lightcurves.formats.assemble import joined
+from tapetum.lightcurves.periods.array_backend import backend_of
 from tapetum.lightcurves.periods.search import PeriodRules, find_periods
 from tapetum.pipelines.lightcurve_features import (
     DESCRIPTIONS,
@@ -74,6 +75,8 @@ class PeriodOptions:
         More columns of the light curves in a table by curve.
     periodograms
         File for whole periodograms, as lists; None: they are not kept.
+    device
+        Where periodograms are computed (`tapetum.lightcurves.periods.array_backend.backend_of`).
     """
 
     rules: PeriodRules = field(default_factory=PeriodRules)
@@ -81,10 +84,13 @@ class PeriodOptions:
     cleaning: CleaningRules = field(default_factory=CleaningRules)
     keep: tuple[str, ...] = ()
     periodograms: str | None = None
+    device: str = "cpu"
 
     def described(self) -> dict[str, Any]:
         """What is decided, as plain values."""
+        device = {} if self.device == "cpu" else {"device": self.device}
         return {
+            **device,
             "by": self.by,
             "rules": dumped(self.rules),
             "cleaning": dumped(self.cleaning),
@@ -130,6 +136,7 @@ def period_recipe(paths: Sequence[str], options: PeriodOptions, sources: Sequenc
 
 def period_maker(options: PeriodOptions) -> Callable[[Part], Iterator[pa.Table]]:
     """The function of a worker."""
+    backend_of(options.device)  # a device that is not there is nobody's light curve's fault
     return partial(_by_source if options.by == "source" else _by_curve, options)
 
 
@@ -143,14 +150,14 @@ def _by_curve(options: PeriodOptions, part: Part) -> Iterator[pa.Table]:
     rules, n = _rules(options)
     for curves in batches_or_none(part, n, options.keep):
         cleaned = clean(curves, options.cleaning)
-        found = spread(_periods(cleaned.curves, rules, KEY), cleaned.kept)
+        found = spread(_periods(cleaned.curves, rules, KEY, options.device), cleaned.kept)
         del found[KEY]
         yield pa.table(about_curves(curves, options.keep) | about_cleaning(cleaned) | found)
 
 
-def _periods(curves: LightCurves, rules: PeriodRules, by: str) -> pa.Table:
+def _periods(curves: LightCurves, rules: PeriodRules, by: str, device: str) -> pa.Table:
     """Periods, and as lists the periodograms where they are kept."""
-    found = find_periods(curves, rules, by)
+    found = find_periods(curves, rules, by, backend_of(device))
     table = found.table
     if found.periodograms is None:
         return table
@@ -171,7 +178,7 @@ def _by_source(options: PeriodOptions, part: Part) -> Iterator[pa.Table]:
         mine = curves.take(np.flatnonzero((owner >= start) & (owner < start + n)))
         cleaned = clean(mine, options.cleaning)
         columns = _about_sources(mine, cleaned)
-        columns |= _in_order(_periods(cleaned.curves, rules, SOURCE), columns[SOURCE])
+        columns |= _in_order(_periods(cleaned.curves, rules, SOURCE, options.device), columns[SOURCE])
         yield pa.table(columns | {ORDER: pa.array(first[places[start : start + n]], pa.int64())})
 
 

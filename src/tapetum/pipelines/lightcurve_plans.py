@@ -140,7 +140,7 @@ def plan_ids(
 
 
 def plan_counts(
-    catalogue: str, wheres: Sequence[Quadrant], *, min_epochs: int = 0, epochs: str | None = None
+    catalogue: str, wheres: Sequence[Quadrant], *, min_epochs: int = 20, epochs: str | None = None
 ) -> Plan:
     """How many light curves each quadrant has, one batch per field; see `tapetum.lightcurves.remote.count_ids`.
 
@@ -170,12 +170,12 @@ def plan_curves(
     programs: Collection[int] = PROGRAMS,
     latest_hjd: float | None = None,
 ) -> Plan:
-    """Light curves by id; see `tapetum.lightcurves.remote.fetch_curves`.
+    """Light curves by id; see `tapetum.lightcurves.remote.fetch_curves`; of no ids an empty table.
 
     Raises
     ------
     UsageError
-        There is no id.
+        `batch` is 0 or less.
     """
 
     def ask(server: Kowalski, wanted: Sequence[str]) -> pa.Table:
@@ -189,12 +189,12 @@ def plan_curves(
 def plan_features(
     catalogue: str, ids: Sequence[str], *, batch: int = BATCH, columns: Sequence[str] = ()
 ) -> Plan:
-    """Stored features by id; see `tapetum.lightcurves.remote.fetch_features`.
+    """Stored features by id; see `tapetum.lightcurves.remote.fetch_features`; of no ids an empty table.
 
     Raises
     ------
     UsageError
-        There is no id.
+        `batch` is 0 or less.
     """
 
     def ask(server: Kowalski, wanted: Sequence[str]) -> pa.Table:
@@ -296,8 +296,11 @@ def _position_batches(positions: Sequence[Position], size: int) -> tuple[Batch, 
 
 
 def _id_batches(ids: Sequence[str], size: int) -> tuple[Batch, ...]:
-    if not ids or size < 1:
-        raise UsageError(f"{len(ids)} light curves in batches of {size}: there is nothing to fetch")
+    """Ids in batches; of no ids one with none, since a quadrant without light curves has an output as well."""
+    if size < 1:
+        raise UsageError(f"batches of {size} light curves: give 1 or more")
+    if not ids:
+        return (Batch("no light curves", ()),)
     return tuple(
         Batch(f"batch {number} ({part[0]} to {part[-1]})", tuple(part))
         for number, part in enumerate(batches_of(list(dict.fromkeys(ids)), size), 1)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tapetum.core.errors import FormatError
+from tapetum.core.settings import without_password
 from tapetum.lightcurves.curves import KEY, LightCurves
 from tapetum.lightcurves.wanted import NAMES, find_curves, read_ids, read_wanted
 from tapetum.pipelines.lightcurve_parts import Part, Recipe, inputs_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tapetum.core.settings import Settings
+    from tapetum.lightcurves.formats.sources import Source
     from tapetum.surveys.kowalski import Kowalski
 
     Whole = NDArray[np.int64]
@@ -210,7 +212,7 @@ def find_once(
         As for `tapetum.lightcurves.wanted.find_curves`.
     """
     options = {
-        "server": server.url,
+        "server": without_password(server.url),
         "catalogue": catalogue,
         "radius_arcsec": radius_arcsec,
         "min_epochs": min_epochs,

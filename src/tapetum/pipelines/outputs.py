@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapetum import __version__
 from tapetum.core.errors import UsageError
-from tapetum.core.settings import Settings, write_settings
+from tapetum.core.settings import Settings, without_password, write_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +60,16 @@ def check_folder(out: Path) -> None:
             if not place.is_dir():
                 raise UsageError(f"-o {out}: {place} is a file; name a folder")
             return
+
+
+def refuse_twice(inputs: Iterable[str]) -> None:
+    """Raise UsageError when a file, or anything else, is named twice: what is in it would be so in the output."""
+    seen: set[str] = set()
+    for name in inputs:
+        place = name if "://" in name else str(Path(name).resolve())
+        if place in seen:
+            raise UsageError(f"{without_password(name)}: is named twice, by itself or within a folder; name it once")
+        seen.add(place)
 
 
 def fingerprint(inputs: Iterable[str | Path], options: Mapping[str, Any], skip: Iterable[Path] = ()) -> str:

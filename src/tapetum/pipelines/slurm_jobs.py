@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tapetum import __version__
 from tapetum.core.errors import FormatError, InputError, MissingExtraError, PartialFailureError, UsageError
 from tapetum.core.files import whole_file
-from tapetum.pipelines.slurm_scripts import JobOptions, job_script, submit_script
+from tapetum.pipelines.slurm_scripts import SUBMIT_SCRIPT, JobOptions, job_script, submit_script
 from tapetum.pipelines.slurm_tables import COMMAND, QUADRANT, Row, filled, rows_from_csv, rows_to_csv
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Launch = Callable[[Sequence[str], Path], "Ending"]
 
-PLAN, TABLE, JOB_SCRIPT, SUBMIT_SCRIPT = "plan.json", "jobs.csv", "job.sub", "submit.sub"
+PLAN, TABLE, JOB_SCRIPT = "plan.json", "jobs.csv", "job.sub"
 RESULTS, LOGS = "results", "logs"
 THEN = "then"  # between two commands of a row
 TALK_LINES = 20  # of stderr, kept for the reason of a failure

@@ -21,6 +21,9 @@ _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?\s*", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
 MAIL_EVENTS = "END,FAIL,TIME_LIMIT"
+SUBMIT_SCRIPT = "submit.sub"
+BEFORE_THE_END_S = 300  # the submitter makes room for the next one; SLURM may be a minute early
+HARDLY_S = 60  # nothing is submitted again before
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class JobOptions:
     memory, submit_memory
         Of one job on each node, as ``16GiB`` or ``16`` (GB); None is the site's choice.
     time, submit_time
-        When it is ended: ``48:00:00``, ``2-00:00:00`` or minutes.
+        When it is ended: ``48:00:00``, ``2-00:00:00`` or minutes. The one that submits goes on in another job then.
     mail_user
         Address that hears of the end of the submitting job, and of jobs that fail.
     account
@@ -137,7 +140,10 @@ def job_script(options: JobOptions, name: str, folder: Path, workdir: Path) -> s
 
 
 def submit_script(options: JobOptions, name: str, folder: Path, workdir: Path, arguments: list[str]) -> str:
-    """The script of the job that submits the others; `arguments` are those of its verb."""
+    """The script of the job that submits the others, ``submit.sub`` of the folder; `arguments` are those of its verb.
+
+    Shortly before its time is over it submits itself once more: a table may take longer than any job lives.
+    """
     lines = [
         *_head(options, f"{name}.submit", folder, workdir),
         ("nodes", 1),
@@ -145,10 +151,27 @@ def submit_script(options: JobOptions, name: str, folder: Path, workdir: Path, a
         ("mem", _mem(options.submit_memory)),
         ("partition", options.submit_partition or options.partition),
         ("time", options.submit_time or options.time),
+        ("signal", f"B:USR1@{BEFORE_THE_END_S}"),
         ("mail-type", MAIL_EVENTS if options.mail_user else None),
     ]
     words = shlex.join(["lightcurves", "slurm", "submit", str(folder), *arguments])
-    return _script(options, lines, [f"exec {_tapetum(options)} {words}"])
+    work = [f"{_tapetum(options)} {words} &", "work=$!", 'wait "$work"']
+    return _script(options, lines, [*_again(folder / SUBMIT_SCRIPT), *work])
+
+
+def _again(script: Path) -> list[str]:
+    """What to do when the time is nearly over; a job that has hardly lived lets it come, or it would go on for ever."""
+    # what describes this job must not leak into the next one; bash goes on waiting after the signal, so it waits anew
+    return [
+        "again() {",
+        f'  if [ "$SECONDS" -lt {HARDLY_S} ]; then wait "$work"; exit; fi',
+        '  kill -TERM "$work" || true',
+        '  wait "$work" || true',
+        '  for name in "${!SLURM_@}" "${!SBATCH_@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done',
+        f"  exec sbatch {shlex.quote(str(script))}",
+        "}",
+        "trap again USR1",
+    ]
 
 
 def _head(options: JobOptions, name: str, folder: Path, workdir: Path) -> list[tuple[str, str | int | None]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapetum.core.errors import FormatError, InputError, UsageError
-from tapetum.lightcurves.formats.hats import is_hats
+from tapetum.lightcurves.formats.hats import is_hats, partitions_of
 from tapetum.lightcurves.formats.opening import SUFFIXES
 
 if TYPE_CHECKING:
@@ -97,13 +97,8 @@ def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if is_hats(path):
-        files = sorted(
-            file
-            for place in path.glob("**/Norder=*/Dir=*/Npix=*")
-            for file in (place.glob("*.parquet") if place.is_dir() else [place])
-        )
-    else:
-        files = sorted(entry for entry in path.iterdir() if entry.is_file() and _stem(entry) != entry.name)
+        return [file for _, file in partitions_of(path)]
+    files = sorted(entry for entry in path.iterdir() if entry.is_file() and _stem(entry) != entry.name)
     if not files:
         raise InputError(f"{path}: no light curves in this folder; known suffixes: {' '.join(SUFFIXES)}")
     return files

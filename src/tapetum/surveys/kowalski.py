@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tapetum.core.errors import FormatError, InputError, LimitError, NetworkError, UsageError
 from tapetum.core.http import HttpClient, Patience
@@ -50,13 +51,24 @@ class Login:
         return f"Login(user={self.user!r})"  # neither password nor token: this may end in a log
 
 
+def _address(url: str) -> tuple[str, Login | None]:
+    """An address as it may be shown, and who asks where it is ``https://user:password@host``."""
+    try:
+        parts = urlsplit(url.rstrip("/"))
+        user, password = (None if word is None else unquote(word) for word in (parts.username, parts.password))
+    except ValueError as problem:
+        raise UsageError(f"{url.rpartition('@')[2]}: not the address of a server: {problem}") from None
+    shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return shown, None if user is None else Login(user, password)
+
+
 class Kowalski:
     """One Kowalski server; it may be used from several threads.
 
     Parameters
     ----------
     url
-        Protocol, host and port, as in `tapetum.toml`.
+        Protocol, host and port, as in `tapetum.toml`; user and password before the host count where `login` names none.
     client
         Asks; its `Patience` should wait for answers at least as long as `seconds`.
     login
@@ -77,8 +89,11 @@ class Kowalski:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"{url}: not the address of a server; it begins with https:// or http://")
-        self.url = url.rstrip("/")
+            raise UsageError(
+                f"{url.rpartition('@')[2]}: not the address of a server; it begins with https:// or http://"
+            )
+        self.url, given = _address(url)
+        login = login if login.password or login.token or given is None else given
         self._client = client
         self._login = login
         self._milliseconds = max(int(seconds * 1000), 1)

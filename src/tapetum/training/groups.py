@@ -15,7 +15,7 @@ from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.pipelines.runner import run_over
 from tapetum.training.run import free_version
 from tapetum.training.split import role_of
-from tapetum.training.variables_data import objects_of, read_once, truth_of
+from tapetum.training.variables_data import objects_of, read_once, says_of, schema_once, truth_of
 from tapetum.training.variables_recipe import (
     PREFIX,
     ClassifierOptions,
@@ -115,6 +115,19 @@ class GroupPlan:
             require_sweepable(made)
         return made
 
+    def tables_of(self, code: str) -> tuple[Path, ...]:
+        """The tables that say something of a class; all of them where none does, which training then refuses.
+
+        Raises
+        ------
+        InputError
+            A table cannot be read.
+        """
+        taxonomy = load_taxonomy(self.taxonomy)
+        rules = self.recipe(code, warm=False).data[0]
+        telling = (path for path in self.paths if says_of(schema_once(path), code, taxonomy, rules))
+        return tuple(telling) or self.paths
+
     def folder(self, code: str) -> Path:
         """Of the model of a class."""
         return self.group / f"{code}-{self.algorithm}"
@@ -137,7 +150,7 @@ class ClassCount:
 
 
 def count_classes(plan: GroupPlan) -> list[ClassCount]:
-    """Examples of every class that the tables say something of, in the order of the taxonomy.
+    """Examples of every class that a table says something of, in the order of the taxonomy.
 
     Raises
     ------
@@ -149,26 +162,34 @@ def count_classes(plan: GroupPlan) -> list[ClassCount]:
     taxonomy = load_taxonomy(plan.taxonomy)
     rules = plan.recipe(taxonomy.classes[0].code, warm=False).data[0]
     found: dict[str, list[str]] = {}
-    silent: set[str] = set()
-    problem: InputError | None = None
     for path in plan.paths:
         table = read_once(path)
         objects = np.array(objects_of(table, path.stem).to_pylist(), dtype=object)
         used = np.array([name is not None and role_of(name) != "held" for name in objects], bool)
         for entry in taxonomy.classes:
-            try:
+            if says_of(table.schema, entry.code, taxonomy, rules):  # a table of some classes is no fault
                 truth = truth_of(table, entry.code, taxonomy, rules)
-            except InputError as nothing:  # a table of some classes is no fault
-                problem = nothing
-                silent.add(entry.code)
-                continue
-            found.setdefault(entry.code, []).extend(objects[used & (truth > 0.5)])
-    if not found and problem is not None:
-        raise problem
+                found.setdefault(entry.code, []).extend(objects[used & (truth > 0.5)])
+    if not found:
+        raise InputError(
+            f"{', '.join(map(str, plan.paths))}: nothing is said of any class: there is no column {rules.column}, and "
+            "none named as a class of the taxonomy"
+        )
     return [
         ClassCount(entry.code, entry.label, len(found[entry.code]), len(set(found[entry.code])))
         for entry in taxonomy.classes
-        if entry.code in found and entry.code not in silent
+        if entry.code in found
+    ]
+
+
+def silent_tables(plan: GroupPlan, codes: Sequence[str]) -> list[str]:
+    """One line for each table that says nothing of some of the classes, whose training does without it."""
+    telling = {code: plan.tables_of(code) for code in codes}
+    without = {path: [code for code in codes if path not in telling[code]] for path in plan.paths}
+    return [
+        f"{path.name} for {', '.join(missed)}: it says nothing of them"
+        for path, missed in without.items()
+        if missed
     ]
 
 
@@ -246,7 +267,7 @@ def train_class(plan: GroupPlan, code: str, progress: Progress = no_progress) ->
             recipe = recipe.model_copy(update={"card": card})
         best = train_best(
             recipe,
-            plan.paths,
+            plan.tables_of(code),
             folder,
             n_seeds=plan.n_seeds,
             sweep=plan.sweep,
@@ -301,14 +322,23 @@ def train_group(
     return outcomes
 
 
-def script_of(plan: GroupPlan, codes: Sequence[str]) -> str:
-    """One command for each class, that trains it into the group, for a shell or a job table."""
-    return "".join(f"{shlex.join(_command(plan, code))}\n" for code in codes)
+def script_of(plan: GroupPlan, codes: Sequence[str], config: Path | None = None) -> str:
+    """One command for each class, that trains it into the group, for a shell or a job table.
+
+    Parameters
+    ----------
+    plan, codes
+        Of the group.
+    config
+        Settings file that every command is to read.
+    """
+    program = ["tapetum"] if config is None else ["tapetum", "--config", str(config.absolute())]
+    return "".join(f"{shlex.join([*program, *_command(plan, code)])}\n" for code in codes)
 
 
 def _command(plan: GroupPlan, code: str) -> list[str]:
     options = plan.options
-    words = ["tapetum", "models", "train", PREFIX + code, "--group", str(plan.group)]
+    words = ["models", "train", PREFIX + code, "--group", str(plan.group)]
     named = {
         "--algorithm": plan.algorithm,
         "--taxonomy": options.taxonomy,
@@ -328,7 +358,7 @@ def _command(plan: GroupPlan, code: str) -> list[str]:
         "--device": None if plan.device == "cpu" else plan.device,
         "--warm-start": plan.warm if plan.recipe(code).warm_start else None,
     }
-    for table in plan.paths:
+    for table in plan.tables_of(code):
         words += ["--table", str(table)]
     for option, value in named.items():
         if value is not None:

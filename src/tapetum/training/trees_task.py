@@ -14,13 +14,13 @@ import numpy as np
 from tapetum.core.errors import InputError, MissingExtraError, ModelError
 from tapetum.core.files import whole_file
 from tapetum.models.runtime import open_session
-from tapetum.models.trees_onnx import importance, read_trees, trees_to_onnx
+from tapetum.models.trees_onnx import BOOSTER, importance, read_trees, trees_to_onnx
 from tapetum.training.split import LEARNING, require
 from tapetum.training.task import RecipeTask
 from tapetum.training.variables_card import describe, require_both_classes
 from tapetum.training.variables_data import TableSource, weights
 from tapetum.training.variables_recipe import FEATURES
-from tapetum.training.variables_warm import BOOSTER, CHOSEN, booster_of
+from tapetum.training.variables_warm import CHOSEN, booster_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tapetum.core.columns import floats_of
 from tapetum.core.errors import InputError
 from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.lightcurves.impute import Imputer, described_strategies
@@ -34,11 +36,13 @@ if TYPE_CHECKING:
         FeatureRules,
         FeatureStatistics,
         LabelledTable,
+        Missing,
     )
 
+log = logging.getLogger(__name__)
 Values = NDArray[np.float64]
-OBJECT_KEYS = ("object_id", "obj_id", "lc_id", "_id")  # what tells sources apart: the first that a table has
-ROW_KEYS = ("lc_id", "_id")
+OBJECT_KEYS = ("object_id", "obj_id", "lc_id", "_id")  # what tells sources apart: the first that a row has
+ROW_KEYS = ("lc_id", "_id", "object_id", "obj_id")
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,17 @@ def truth_of(table: pa.Table, code: str, taxonomy: Taxonomy, rules: LabelledTabl
 def _confidence(table: pa.Table, names: Sequence[str]) -> Values | None:
     for name in names:
         if name in table.column_names and not pa.types.is_string(table.schema.field(name).type):
-            values = pc.fill_null(table[name].cast(pa.float64()), float("nan"))
-            return np.array(values.to_numpy(), np.float64)
+            return floats_of(table[name])
     return None
+
+
+def says_of(schema: pa.Schema, code: str, taxonomy: Taxonomy, rules: LabelledTable) -> bool:
+    """Whether a table has a column that `truth_of` reads for a class."""
+    entry = taxonomy.of(code)
+    return rules.column in schema.names or any(
+        name in schema.names and not pa.types.is_string(schema.field(name).type)
+        for name in (entry.code, entry.label)
+    )
 
 
 def _truth_by_name(name: str | None, code: str, taxonomy: Taxonomy, rules: LabelledTable) -> float:
@@ -190,16 +202,28 @@ class TableSource:
         return rows if role != "fit" or self.recipe.balance is None else balanced(rows, self.recipe)
 
     def keys(self, role: Role, epochs: int) -> list[Key]:
-        """Every example of a role; the same in all epochs."""
+        """Every example of a role; the same in all epochs.
+
+        Its number tells the light curve, the truth and all that the model reads of it: a table whose features were made
+        anew has other examples.
+        """
         del epochs
         if role not in USED_ROLES:
             return []
         part = self.part(role)
         columns = (part[name].to_pylist() for name in ("__origin", "__row", "__object", "__truth"))
         return [
-            Key(origin, _number(f"{row}:{truth}"), name)
-            for origin, row, name, truth in zip(*columns, strict=True)
+            Key(origin, _number(f"{row}:{truth}:".encode() + read), name)
+            for origin, row, name, truth, read in zip(*columns, self._read(part), strict=True)
         ]
+
+    def _read(self, part: pa.Table) -> list[bytes]:
+        """What the model reads of each row, as bytes that are the same on every machine."""
+        values = gather_table(part, self.contract, self.recipe.name).astype("<f8")
+        if self.dmdt is None:
+            return [row.tobytes() for row in values]
+        pictures = prepare_dmdt(part, self.dmdt, self.recipe.name).astype("<f4")
+        return [row.tobytes() + picture.tobytes() for row, picture in zip(values, pictures, strict=True)]
 
 
 @lru_cache(maxsize=4)
@@ -216,28 +240,56 @@ def read_once(path: Path) -> pa.Table:
     InputError
         It cannot be read.
     """
+    return _read(path, _state(path))
+
+
+@lru_cache(maxsize=256)
+def _schema(path: Path, state: tuple[int, int]) -> pa.Schema:
+    return _read(path, state).schema
+
+
+def schema_once(path: Path) -> pa.Schema:
+    """Columns of a labelled table; see `read_once`."""
+    return _schema(path, _state(path))
+
+
+def _state(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError as problem:
         raise InputError(f"{path}: cannot be read: {problem.strerror or problem}") from None
-    return _read(path, (status.st_mtime_ns, status.st_size))
+    return status.st_mtime_ns, status.st_size
 
 
 def objects_of(table: pa.Table, origin: str) -> pa.ChunkedArray:
-    """The source of each row, as text.
+    """The source of each row, as text: the first of `OBJECT_KEYS` that says something there; null where none does.
 
     Raises
     ------
     InputError
         No column tells sources apart.
     """
-    own = next((name for name in OBJECT_KEYS if name in table.column_names), None)
-    if own is None:
+    names = _first_of(table, OBJECT_KEYS)
+    if names is None or (len(names) and names.null_count == len(names)):
         raise InputError(
-            f"{origin}: no column tells sources apart; one of {', '.join(OBJECT_KEYS)} is needed"
+            f"{origin}: no column tells sources apart; one of {', '.join(OBJECT_KEYS)} is needed, with values"
         )
+    return names
+
+
+def _first_of(table: pa.Table, keys: Sequence[str]) -> pa.ChunkedArray | None:
+    """The first of these columns that says something, row by row; None where the table has none of them."""
+    columns = [_text(table[key]) for key in keys if key in table.column_names]
+    return pc.coalesce(*columns) if columns else None
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Identifiers as text, null where there is none."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
     # numbers as text: an identifier must give the same part of the split whatever type it was written as
-    return table[own].cast(pa.string())
+    text = column.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), None, text)
 
 
 def known_rows(table: pa.Table, origin: str, code: str, taxonomy: Taxonomy, rules: LabelledTable) -> pa.Table:
@@ -249,22 +301,27 @@ def known_rows(table: pa.Table, origin: str, code: str, taxonomy: Taxonomy, rule
         No column tells sources apart, or the table says nothing of the class.
     """
     objects = objects_of(table, origin)
-    row = next((name for name in (*ROW_KEYS, *OBJECT_KEYS) if name in table.column_names), "")
     truth = truth_of(table, code, taxonomy, rules)
     added = {
         "__truth": pa.array(truth),
         "__object": objects,
-        "__row": table[row].cast(pa.string()),
+        "__row": _first_of(table, ROW_KEYS),
         "__origin": pa.array([origin] * table.num_rows, pa.string()),
     }
     for name, values in added.items():
         table = table.append_column(name, values)
-    there = np.isfinite(truth) & ~np.array(table["__object"].is_null().to_numpy(), np.bool_)
-    return table.filter(pa.array(there))
+    named = np.array(objects.is_valid().to_numpy(), np.bool_)
+    known = np.isfinite(truth)
+    if (known & ~named).any():
+        log.warning(
+            "%s: %d of %d rows are left out: no %s says which source they are of",
+            origin, (known & ~named).sum(), known.sum(), ", ".join(OBJECT_KEYS),
+        )  # fmt: skip
+    return table.filter(pa.array(known & named))
 
 
-def _number(text: str) -> int:
-    return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:15], 16)
+def _number(content: bytes) -> int:
+    return int(hashlib.sha1(content, usedforsecurity=False).hexdigest()[:15], 16)
 
 
 def balanced(rows: Rows, recipe: ClassifierRecipe) -> Rows:
@@ -304,61 +361,45 @@ def frozen(part: pa.Table, rules: FeatureRules, origin: str) -> TableContract:
     InputError
         The table lacks a feature, or no row has it.
     """
-    missing = described_strategies([column.name for column in rules.columns])
-    entries = [
-        TableFeature(
-            name=column.name,
-            include=column.include,
-            dtype=column.dtype,
-            periodic=column.periodic,
-            missing="keep",
-        )
-        for column in rules.columns
+    listed = [
+        TableFeature(missing="keep", **column.model_dump(exclude={"missing"})) for column in rules.columns
     ]
-    bare = TableContract(name=FEATURES, features=tuple(entries), period_suffix=rules.period_suffix)
+    bare = TableContract(name=FEATURES, features=tuple(listed), period_suffix=rules.period_suffix)
     values = gather_table(part, bare, origin)
-    wanted = [column for column in rules.columns if column.include]
-    how = {
-        bare.column(feature): column.missing
-        or (
-            rules.otherwise
-            if rules.otherwise == "keep" or missing[column.name] == "drop"
-            else missing[column.name].value
-        )
-        for feature, column in zip(bare.included, wanted, strict=True)
-    }
-    known = pa.table({name: values[:, at] for at, name in enumerate(how)})
-    imputer = Imputer.fit(known, how)
+    columns = {bare.column(entry): values[:, at] for at, entry in enumerate(bare.included)}
+    how = dict(zip(columns, _rules_for_missing(rules), strict=True))
+    imputer = Imputer.fit(pa.table(columns), how)
     features = []
-    at = 0
-    for entry in entries:
-        if not entry.include:
-            features.append(entry)
-            continue
-        column = bare.column(entry)
-        given = rules.statistics.get(column, rules.statistics.get(entry.name))
-        centre, width = _statistics(values[:, at], rules.scaling, given)
-        features.append(
-            TableFeature.model_validate(
-                {
-                    **entry.model_dump(),
-                    "missing": how[column],
-                    "median": imputer.medians.get(column),
-                    "centre": centre,
-                    "width": width,
-                }
-            )
-        )
-        at += 1
-    donors = StoredArray.pack(imputer.donors) if imputer.regressed else None
+    for entry in listed:
+        if entry.include:
+            name = bare.column(entry)
+            given = rules.statistics.get(name, rules.statistics.get(entry.name))
+            centre, width = _statistics(columns[name], rules.scaling, given)
+            known = {"median": imputer.medians.get(name), "mean": imputer.means.get(name)}
+            found = {"missing": how[name], "centre": centre, "width": width, **known}
+            entry = TableFeature.model_validate(entry.model_dump() | found)
+        features.append(entry)
     return TableContract(
         name=FEATURES,
         features=tuple(features),
         period_suffix=rules.period_suffix,
         scaling=rules.scaling,
         limit=rules.limit,
-        donors=donors,
+        donors=StoredArray.pack(imputer.donors) if imputer.regressed else None,
     )
+
+
+def _rules_for_missing(rules: FeatureRules) -> list[Missing]:
+    """The rule of each included feature: its own, else the described one of its name, else that of all others."""
+    described = described_strategies([column.name for column in rules.columns])
+    found: list[Missing] = []
+    for column in rules.columns:
+        own: Missing = described[column.name].value
+        if rules.otherwise == "keep" or own == "drop":
+            own = rules.otherwise
+        if column.include:
+            found.append(column.missing or own)
+    return found
 
 
 def _statistics(

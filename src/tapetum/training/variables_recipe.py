@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass, fields
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, model_validator
 
 from tapetum.core.errors import InputError, UsageError
 from tapetum.finders.taxonomy import load_taxonomy
+from tapetum.models.feature_statistics import read_statistics
 from tapetum.training.recipe import (
     CalibrationSpec,
     NetworkSpec,
@@ -25,10 +26,9 @@ from tapetum.training.recipe import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 Algorithm = Literal["dnn", "xgb"]
-Missing = Literal["drop", "zero", "median", "regress", "keep"]
+Missing = Literal["drop", "zero", "median", "mean", "regress", "keep"]
 PREFIX = "variables-"
 FEATURES, DMDT = "features", "dmdt"  # inputs of the models that are made here
 
@@ -99,7 +99,9 @@ class ClassifierRecipe(RecipeBase):
     FILES = ("table", "--table")
 
     of: str = Field(description="code of the class in the taxonomy")
-    taxonomy: str = "scope"
+    taxonomy: str = Field(
+        "scope", description="name or TOML file; records of a run have the name of the file alone"
+    )
     algorithm: Algorithm
     features: FeatureRules
     data: list[LabelledTable] = Field(default=[LabelledTable()], min_length=1, max_length=1)
@@ -111,6 +113,10 @@ class ClassifierRecipe(RecipeBase):
         None, description="goes on from this model, whose input contract (scaling, imputation) it keeps"
     )
     calibration: CalibrationSpec = CalibrationSpec()
+
+    @field_serializer("taxonomy")
+    def _name_of_taxonomy(self, taxonomy: str) -> str:
+        return Path(taxonomy).name if Path(taxonomy).suffix == ".toml" else taxonomy
 
 
 class VariablesRecipe(ClassifierRecipe):
@@ -268,7 +274,7 @@ class ClassifierOptions:
         if self.skip_cv and self.algorithm != "xgb":
             raise UsageError("--skip-cv is for boosted trees (--algorithm xgb)")
         features = read_feature_rules(self.features) if self.features else {}
-        statistics = read_statistics(self.statistics) if self.statistics else None
+        statistics = _scaling_of(self.statistics) if self.statistics else None
         data = {key: value for key, value in (("threshold", self.threshold),) if value is not None}
         found: dict[str, Any] = {
             "features": features
@@ -370,31 +376,13 @@ def is_classifier(name: str) -> bool:
     return name.startswith(PREFIX) and not name.endswith(".toml") and name not in recipe_names()
 
 
-def read_statistics(path: Path) -> dict[str, Any]:
-    """Numbers that features are scaled by, from a TOML or JSON file: a table for each feature.
-
-    Numbers that no scaling needs (a mean, say) are passed over.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, or is no such thing.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        wanted = set(FeatureStatistics.model_fields)
-        return {
-            name: {key: float(value) for key, value in numbers.items() if key in wanted}
-            for name, numbers in content.items()
-        }
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read: {problem.strerror or problem}") from None
-    except (ValueError, TypeError, AttributeError) as problem:
-        reason = str(problem).partition("\n")[0]
-        raise InputError(
-            f"{path}: not a table of min, max, median and std for each feature: {reason}"
-        ) from None
+def _scaling_of(path: Path) -> dict[str, dict[str, float]]:
+    """Numbers that features are scaled by, from a TOML or JSON file; those that no scaling needs are passed over."""
+    wanted = set(FeatureStatistics.model_fields)
+    return {
+        name: {key: value for key, value in numbers.items() if key in wanted}
+        for name, numbers in read_statistics(path).items()
+    }
 
 
 def _template(name: str) -> dict[str, Any]:

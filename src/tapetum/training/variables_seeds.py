@@ -15,19 +15,21 @@ import numpy as np
 from tapetum.core.errors import FormatError, MissingExtraError, TapetumError, UsageError
 from tapetum.core.files import whole_file
 from tapetum.core.progress import Progress, no_progress
+from tapetum.finders.variables import RUNS
 from tapetum.models.card import ModelCard, load_card, write_card
 from tapetum.models.registry import CARD_NAME, ONNX_NAME
 from tapetum.models.runtime import Model
+from tapetum.models.trees_onnx import BOOSTER
 from tapetum.training.record import settings_of
 from tapetum.training.run import RECORD, train
 from tapetum.training.task import open_task
 from tapetum.training.variables_data import TableSource
 from tapetum.training.variables_recipe import VariablesRecipe
 from tapetum.training.variables_report import write_report
-from tapetum.training.variables_warm import BOOSTER, CHOSEN
+from tapetum.training.variables_warm import CHOSEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import date
     from pathlib import Path
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from tapetum.training.variables_recipe import ClassifierRecipe
 
 log = logging.getLogger(__name__)
-RUNS, RUN_CARD, SEEDS = "seeds", "run_card.json", "seeds.json"
+RUN_CARD, SEEDS = "run_card.json", "seeds.json"
 CHOSEN_BY = "log_loss"  # of the validation part: it does not saturate, as an area under a curve does
 OF_THE_BEST = (RECORD, "log.csv", CHOSEN, BOOSTER, ONNX_NAME)
 SWEPT_RATE, SWEPT_EPSILON = (3e-4, 3e-2), (1e-9, 1e-7)
@@ -113,29 +115,50 @@ def train_best(
             return finished
         task.require_examples()
     if overwrite:
-        shutil.rmtree(folder / RUNS, ignore_errors=True)
-        for name in (CARD_NAME, SEEDS, *OF_THE_BEST):
-            (folder / name).unlink(missing_ok=True)
+        _forget(folder)
     source = TableSource(recipe, paths)
-    results: list[dict[str, Any]] = []
+
+    def run(one: ClassifierRecipe) -> dict[str, Any]:
+        return _run(one, source, paths, folder, data, today, device)
+
+    results, problems = _run_all(recipes, run, progress)
+    card = _settle(folder, results, problems, record, source, pictures=pictures)
+    return Best(folder, card, tuple(problems))
+
+
+def _forget(folder: Path) -> None:
+    """Take away the model of a folder and all its runs."""
+    shutil.rmtree(folder / RUNS, ignore_errors=True)
+    for name in (CARD_NAME, SEEDS, *OF_THE_BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _run_all(
+    recipes: Sequence[ClassifierRecipe], run: Callable[[ClassifierRecipe], dict[str, Any]], progress: Progress
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Figures of every seed that gave a model, and why the others did not.
+
+    Raises
+    ------
+    TapetumError
+        None did.
+    """
+    results = []
     problems = []
     failure: TapetumError | None = None
-    for number, run in enumerate(recipes):
+    for number, recipe in enumerate(recipes):
         try:
-            result = _run(run, source, paths, folder, data, today, device)
+            results.append(run(recipe))
         except (UsageError, MissingExtraError):
             raise  # so would every other seed
         except TapetumError as problem:
             failure = problem
-            problems.append(f"seed {run.seed}: {problem}")
-            log.warning("%s, seed %d: %s", recipe.name, run.seed, problem)
-        else:
-            results.append(result)
-        progress(number + 1, n_seeds)
+            problems.append(f"seed {recipe.seed}: {problem}")
+            log.warning("%s, seed %d: %s", recipe.name, recipe.seed, problem)
+        progress(number + 1, len(recipes))
     if failure is not None and not results:
         raise failure
-    card = _settle(folder, results, problems, record, source, pictures=pictures)
-    return Best(folder, card, tuple(problems))
+    return results, problems
 
 
 def require_sweepable(recipe: ClassifierRecipe) -> None:

@@ -18,6 +18,7 @@ from tapetum.core.errors import InputError, ModelError
 from tapetum.finders.variables import members
 from tapetum.models.card import load_card
 from tapetum.models.registry import CARD_NAME, ONNX_NAME, find_model
+from tapetum.models.trees_onnx import BOOSTER
 from tapetum.training.variables_recipe import DMDT, FEATURES, WarmStart
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tapetum.training.variables_recipe import ClassifierRecipe, FeatureRules
 
 Weight = NDArray[np.float32]
-BOOSTER, CHOSEN = "booster.json", "trees.json"
+CHOSEN = "trees.json"  # what cross-validation chose
 
 
 def in_group(group: str | Path, algorithm: str) -> dict[str, Path]:

@@ -58,14 +58,26 @@ def open_hats(folder: Path, how: Reading) -> Source:
     FormatError
         There are no partitions, or their columns are not those of light curves.
     """
-    main = _main_catalogue(folder)
-    files = _partitions(main)
+    members = tuple(
+        _named(open_parquet(path, how), f"{folder}#{pixel}") for pixel, path in partitions_of(folder)
+    )
+    return Several(str(folder), members, whole=True)
+
+
+def partitions_of(folder: Path) -> list[tuple[str, Path]]:
+    """Name and file of each partition, in the order of the sky; of a collection without those of its margins.
+
+    Raises
+    ------
+    FormatError
+        There are none.
+    """
+    files = _partitions(_main_catalogue(folder))
     if not files:
         raise FormatError(
             f"{folder}: a HATS catalogue without partitions (dataset/Norder=*/Dir=*/Npix=*.parquet)"
         )
-    members = tuple(_named(open_parquet(path, how), f"{folder}#{pixel}") for pixel, path in files)
-    return Several(str(folder), members, whole=True)
+    return files
 
 
 def _named(source: Source, name: str) -> Source:

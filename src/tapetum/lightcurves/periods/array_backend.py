@@ -1,18 +1,22 @@
 """Periodograms on whatever device an array library has: the same statistics, written for NumPy, torch or CuPy.
 
-No library is imported here: the caller hands over its module, ``Backend(torch, "cuda")``. A frequency is a row and a
+A library is imported only where it is asked for: ``backend_of("cuda")``, or ``Backend(torch, "cuda")``. A frequency is a row and a
 point a column; phases are float64 and evaluated directly, so results are those of the compiled loops but for points
 on the edge of a bin.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tapetum.core.errors import UsageError
 from tapetum.lightcurves.periods.folded import counted_levels
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from tapetum.lightcurves.periods.points import Points
 
 TWO_PI = 2 * np.pi
+LIBRARIES = ("torch", "cupy", "numpy")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,44 @@ class Backend:
         if name == "EAOV":
             return _ArrayBetweenBins(self, points, grid, rules)
         return _ArraySeries(self, points, grid, classical=name == "ELS")
+
+
+@cache
+def backend_of(device: str) -> Backend | None:
+    """The arrays of a device.
+
+    Parameters
+    ----------
+    device
+        ``cpu``: no arrays but the compiled loops, which are faster there. ``cuda`` or ``cuda:1``: a GPU, by torch. Or
+        the name of a library, on the device that it takes by itself: ``cupy``, ``torch`` and ``numpy``.
+
+    Returns
+    -------
+    Backend or None
+        None: the compiled loops.
+
+    Raises
+    ------
+    UsageError
+        There is no such device, or the library is not installed.
+    """
+    if device == "cpu":
+        return None
+    on_gpu = re.fullmatch(r"cuda(?::(\d+))?", device)
+    library = "torch" if on_gpu else device
+    if library not in LIBRARIES:
+        raise UsageError(f"device {device!r}: give cpu, cuda, cuda:N, {', '.join(LIBRARIES)}")
+    try:
+        xp: Any = import_module(library)
+    except ImportError as problem:
+        raise UsageError(f"device {device}: needs {library}, which is not installed here ({problem})") from None
+    if not on_gpu:
+        return Backend(xp)
+    count = int(xp.cuda.device_count()) if xp.cuda.is_available() else 0
+    if int(on_gpu[1] or 0) >= count:
+        raise UsageError(f"device {device}: torch sees {count} CUDA devices here; cpu always works")
+    return Backend(xp, device)
 
 
 class _ArrayStatistic(ABC):
