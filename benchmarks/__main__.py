@@ -19,6 +19,7 @@ from benchmarks import (
     slurm,
     subtraction,
     tracking,
+    variables,
 )
 from benchmarks.common import machine
 
@@ -41,6 +42,7 @@ def main() -> None:
     tracking.run()
     lightcurves.run()
     lightcurve_scale.run()
+    variables.run()
 
 
 if __name__ == "__main__":

@@ -19,18 +19,26 @@ from tapetum.cli.common import (
 )
 from tapetum.cli.lightcurves_common import (
     NO_CURVES,
+    AlertsTableOption,
+    AllwiseTableOption,
     BadFlagsOption,
     BrightestOption,
+    BrightStarsOption,
     ColumnsOption,
     CyclesOption,
     ErrorsOption,
     FaintestOption,
     FiniteOption,
+    GaiaTableOption,
     HarmonicsOption,
     LatestOption,
+    MatchRadiusOption,
     MaximumOption,
     NestedOption,
+    OtherTablesOption,
+    PeriodColumnOption,
     ProgramsOption,
+    Ps1TableOption,
     SamplesOption,
     ScaleOption,
     TerrestrialOption,
@@ -229,10 +237,7 @@ def classify(
     user: UserOption = None,
     threads: ThreadsOption = None,
     alerts_catalogue: AlertsOption = "ZTF_alerts",
-    period_column: Annotated[
-        list[str] | None,
-        typer.Option("--period-column", help="Column of the light curves with periods [d]; may be repeated."),
-    ] = None,
+    period_column: PeriodColumnOption = None,
     nested: NestedOption = "lowest",
     samples_per_peak: SamplesOption = 10.0,
     max_frequency: MaximumOption = 48.0,
@@ -264,27 +269,13 @@ def classify(
     brightest: BrightestOption = None,
     faintest: FaintestOption = None,
     max_time: LatestOption = None,
-    gaia: Annotated[
-        str | None, typer.Option("--gaia", help="Table of Gaia EDR3: columns, and stars too bright.")
-    ] = None,
-    ps1: Annotated[str | None, typer.Option("--ps1", help="Table of PS1 DR1.")] = None,
-    allwise: Annotated[str | None, typer.Option("--allwise", help="Table of AllWISE.")] = None,
-    other: Annotated[
-        list[str] | None,
-        typer.Option("--catalogue", metavar="NAME=FILE[:COLUMN,...]", help="Any other; may be repeated."),
-    ] = None,
-    alerts: Annotated[
-        str | None, typer.Option("--alerts", help="Table of alerts with ra, dec and a score.")
-    ] = None,
-    match_radius: Annotated[
-        float, typer.Option("--xmatch-radius-arcsec", min=0, help="Farthest entry that counts [arcsec].")
-    ] = 2.0,
-    bright_stars: Annotated[
-        bool,
-        typer.Option(
-            "--bright-stars/--no-bright-stars", help="Leave out sources in the glare of a star of --gaia."
-        ),
-    ] = True,
+    gaia: GaiaTableOption = None,
+    ps1: Ps1TableOption = None,
+    allwise: AllwiseTableOption = None,
+    other: OtherTablesOption = None,
+    alerts: AlertsTableOption = None,
+    match_radius: MatchRadiusOption = 2.0,
+    bright_stars: BrightStarsOption = True,
     column: ColumnsOption = None,
     programs: ProgramsOption = None,
     jobs: JobsOption = None,

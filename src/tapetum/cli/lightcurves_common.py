@@ -111,6 +111,31 @@ DeviceOption = Annotated[
         help="Where periodograms are computed: compiled loops, a GPU by torch, or arrays of torch, cupy or numpy.",
     ),
 ]
+PeriodColumnOption = Annotated[
+    list[str] | None,
+    typer.Option("--period-column", help="Column of the light curves with periods [d]; may be repeated."),
+]
+GaiaTableOption = Annotated[
+    str | None, typer.Option("--gaia", help="Table of Gaia EDR3: columns, and stars too bright.")
+]
+Ps1TableOption = Annotated[str | None, typer.Option("--ps1", help="Table of PS1 DR1.")]
+AllwiseTableOption = Annotated[str | None, typer.Option("--allwise", help="Table of AllWISE.")]
+OtherTablesOption = Annotated[
+    list[str] | None,
+    typer.Option("--catalogue", metavar="NAME=FILE[:COLUMN,...]", help="Any other; may be repeated."),
+]
+AlertsTableOption = Annotated[
+    str | None, typer.Option("--alerts", help="Table of alerts with ra, dec and a score.")
+]
+MatchRadiusOption = Annotated[
+    float, typer.Option("--xmatch-radius-arcsec", min=0, help="Farthest entry that counts [arcsec].")
+]
+BrightStarsOption = Annotated[
+    bool,
+    typer.Option(
+        "--bright-stars/--no-bright-stars", help="Leave out sources in the glare of a star of --gaia."
+    ),
+]
 ALGORITHMS = "LS,CE,AOV,ELS,ECE,EAOV,BLS"
 NO_CURVES = "no light curves found; give files, HATS catalogues or folders of them"
 

@@ -16,8 +16,11 @@ from tapetum.cli.common import (
 )
 from tapetum.cli.lightcurves_common import (
     ALGORITHMS,
+    AlertsTableOption,
+    AllwiseTableOption,
     BadFlagsOption,
     BrightestOption,
+    BrightStarsOption,
     CadenceOption,
     ColumnsOption,
     CurvesArgument,
@@ -26,13 +29,18 @@ from tapetum.cli.lightcurves_common import (
     ErrorsOption,
     FaintestOption,
     FiniteOption,
+    GaiaTableOption,
     HarmonicsOption,
     KeepOption,
     LatestOption,
+    MatchRadiusOption,
     MaximumOption,
     NestedOption,
+    OtherTablesOption,
+    PeriodColumnOption,
     PointsOption,
     ProgramsOption,
+    Ps1TableOption,
     SamplesOption,
     ScaleOption,
     TerrestrialOption,
@@ -98,10 +106,7 @@ def features(
             help="Periods to search for; none: features at a period of 1 d.",
         ),
     ] = "none",
-    period_column: Annotated[
-        list[str] | None,
-        typer.Option("--period-column", help="Column of the light curves with periods [d]; may be repeated."),
-    ] = None,
+    period_column: PeriodColumnOption = None,
     nested: NestedOption = "lowest",
     samples_per_peak: SamplesOption = 10.0,
     max_frequency: MaximumOption = 48.0,
@@ -119,27 +124,13 @@ def features(
     brightest: BrightestOption = None,
     faintest: FaintestOption = None,
     max_time: LatestOption = None,
-    gaia: Annotated[
-        str | None, typer.Option("--gaia", help="Table of Gaia EDR3: columns, and stars too bright.")
-    ] = None,
-    ps1: Annotated[str | None, typer.Option("--ps1", help="Table of PS1 DR1.")] = None,
-    allwise: Annotated[str | None, typer.Option("--allwise", help="Table of AllWISE.")] = None,
-    catalogue: Annotated[
-        list[str] | None,
-        typer.Option("--catalogue", metavar="NAME=FILE[:COLUMN,...]", help="Any other; may be repeated."),
-    ] = None,
-    alerts: Annotated[
-        str | None, typer.Option("--alerts", help="Table of alerts with ra, dec and a score.")
-    ] = None,
-    radius: Annotated[
-        float, typer.Option("--xmatch-radius-arcsec", min=0, help="Farthest entry that counts [arcsec].")
-    ] = 2.0,
-    bright_stars: Annotated[
-        bool,
-        typer.Option(
-            "--bright-stars/--no-bright-stars", help="Leave out sources in the glare of a star of --gaia."
-        ),
-    ] = True,
+    gaia: GaiaTableOption = None,
+    ps1: Ps1TableOption = None,
+    allwise: AllwiseTableOption = None,
+    catalogue: OtherTablesOption = None,
+    alerts: AlertsTableOption = None,
+    radius: MatchRadiusOption = 2.0,
+    bright_stars: BrightStarsOption = True,
     server: AskOption = None,
     user: UserOption = None,
     threads: ThreadsOption = None,
