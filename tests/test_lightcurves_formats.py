@@ -11,10 +11,12 @@ import pytest
 
 from tapetum.core.errors import FormatError, InputError, LimitError, TapetumError, UsageError
 from tapetum.lightcurves.curves import LightCurves
-from tapetum.lightcurves.formats.columns import Reading
+from tapetum.lightcurves.formats.columns import CURVE_NAMES, Reading
 from tapetum.lightcurves.formats.hats import write_hats
 from tapetum.lightcurves.formats.opening import curves_of, open_curves, write_curves
 from tapetum.lightcurves.formats.sources import Given
+from tapetum.lightcurves.wanted import NAMES, read_wanted
+from tapetum.pipelines.lightcurve_classify import IDS, with_keys
 
 TABLES = ("csv", "ecsv", "fits", "vot", "xml", "hdf5", "h5")
 
@@ -401,6 +403,26 @@ def test_the_columns_of_irsa_s_service(tmp_path):
     assert modified.ids == ["1", "2"]
     assert modified.time.tolist() == [58204.3, 58205.3]
     assert modified.table["oid"].to_pylist() == [686103400034440] * 2
+
+
+def test_a_name_means_the_same_for_curves_lists_and_features(tmp_path):
+    """But for ZTF's `objectid`, which is of a light curve, while the `objectID` of a list is of a source."""
+    curves = {name: key for key in ("lc_id", "object_id") for name in CURVE_NAMES[key] if name != "objectid"}
+    for other in (NAMES, IDS):
+        for key in ("lc_id", "object_id"):
+            assert {curves.get(name, key) for name in other[key]} == {key}
+    points = {"mjd": [1.0, 2, 3], "mag": [1.0, 2, 3], "magerr": [0.1] * 3}
+    (tmp_path / "c.csv").write_text("ztf_id,name,mjd,mag,magerr\n01,007,1,1,0.1\n02,007,2,2,0.1\n")
+    read = open_curves(tmp_path / "c.csv").read()
+    assert (read.ids, read.table["object_id"].to_pylist()) == (["01", "02"], ["007", "007"])
+    (tmp_path / "l.csv").write_text("ztf_id,name\n01,007\n02,007\n")
+    assert read_wanted(tmp_path / "l.csv").to_pylist() == [
+        {"object_id": "007", "lc_id": "01"},
+        {"object_id": "007", "lc_id": "02"},
+    ]
+    assert with_keys(pa.table({"ztf_id": ["01"], "obj_id": ["007"]}), "t").to_pylist()[0]["lc_id"] == "01"
+    only = curves_of(pa.table({"name": ["a", "a", "b"], **points}), "here")
+    assert (only.ids, only.table["object_id"].to_pylist()) == (["a", "b"], ["a", "b"])
 
 
 def test_mixed_bands_under_one_id_are_two_curves():

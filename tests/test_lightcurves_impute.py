@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tapetum.core.errors import FormatError, InputError
 from tapetum.lightcurves.impute import DONORS, NEIGHBOURS, REGRESSED, Imputer, Strategy, described_strategies
+from tapetum.pipelines.lightcurve_impute import Imputation, impute_parts
 
 NAN = float("nan")
+PARALLAX, ERROR = "Gaia_EDR3__parallax", "Gaia_EDR3__parallax_error"
 
 
 def table_of(values: np.ndarray, names: list[str]) -> pa.Table:
@@ -203,3 +207,24 @@ def test_nothing_in_nothing_out() -> None:
     imputer = Imputer.fit(table_of(np.ones((3, 3)), names), described_strategies(names))
     done = imputer.apply(table_of(np.empty((0, 3)), names))
     assert (done.table.num_rows, done.kept.size, done.filled) == (0, 0, {})
+
+
+@pytest.mark.parametrize("nothing", [NAN, float("inf"), None])
+def test_a_feature_that_nobody_has_stays_as_it_is(tmp_path: Path, nothing: float | None) -> None:
+    for part in range(2):
+        table = {
+            "lc_id": [f"{part}a", f"{part}b"],
+            PARALLAX: pa.array([nothing, nothing], pa.float64()),
+            ERROR: [0.2 + part, NAN],
+        }
+        pq.write_table(pa.table(table), tmp_path / f"{part}.parquet")
+    paths = [tmp_path / f"{part}.parquet" for part in range(2)]
+    done = impute_parts(paths, Imputation())
+    assert set(done.strategies) == {ERROR}
+    first, second = (pq.read_table(path) for path in done.paths)
+    np.testing.assert_allclose([*first[ERROR].to_numpy(), *second[ERROR].to_numpy()], [0.2, 0.7, 1.2, 0.7])
+    for value in first[PARALLAX].to_pylist():
+        assert value == nothing or (value is not None and np.isnan(value))
+    # with a rule by name there must be something to fit it to
+    with pytest.raises(InputError, match=rf"{PARALLAX}: no row of the training part has it"):
+        impute_parts(paths, Imputation(rules={PARALLAX: Strategy.MEAN}))

@@ -306,7 +306,7 @@ def test_what_cannot_be_is_refused_before_the_work(server: Kowalski, kowalski: A
         partial(plan_ids, SOURCES, []),
         partial(plan_ids, SOURCES, [Quadrant(301, 1, 1)], limit=0),
         partial(plan_ids, SOURCES, [Quadrant(301, 1, 1)], skip=-1),
-        partial(plan_curves, SOURCES, []),
+        partial(plan_curves, SOURCES, [], batch=0),
         partial(plan_features, SOURCES, ["1"], batch=0),
     ):
         with pytest.raises(UsageError):

@@ -113,7 +113,9 @@ def test_margins_of_a_collection_are_no_jobs(tmp_path: Path) -> None:
     parts = [Path(row.values["part"]) for row in file_rows([tmp_path])]
     assert len(parts) == 3
     assert all(part.is_relative_to(tmp_path / "main") for part in parts)
-    assert [lc_id for part in parts for lc_id in open_curves(part).read().ids] == open_curves(tmp_path).read().ids
+    assert [lc_id for part in parts for lc_id in open_curves(part).read().ids] == open_curves(
+        tmp_path
+    ).read().ids
 
 
 def test_the_described_table_and_tables_with_counts_are_read(tmp_path: Path) -> None:

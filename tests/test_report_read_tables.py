@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
-from tapetum.core.errors import FormatError, InputError, UsageError
+from tapetum.core.errors import FormatError, InputError, LimitError, UsageError
+from tapetum.report import read_tables
 from tapetum.report.read_tables import read_table, units_of, words_of
 from tapetum.report.tables import sidecar_of, write_table
 
@@ -157,6 +159,29 @@ def test_other_peoples_csv(tmp_path: Path) -> None:
     assert read_table(path).to_pydict() == {
         "ra": [282.714726, 282.7], "dec": [6.370752, None], "obj_id": ["obj_1", None],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_names_of_numbers_keep_their_zeros(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"t{suffix}"
+    with gzip.open(path, "wt") if suffix.endswith("gz") else path.open("w") as file:
+        file.write("Obj_id,n,x\n007,007,1.5\n-1,8,\n")
+    table = read_table(path, names={"obj_id", "x"})
+    assert table.to_pylist() == [{"Obj_id": "007", "n": 7, "x": 1.5}, {"Obj_id": "-1", "n": 8, "x": None}]
+    assert read_table(path)["Obj_id"].to_pylist() == [7, -1]
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".ecsv.gz", ".fits.gz", ".vot.gz"])
+def test_what_is_packed_is_not_unpacked_without_end(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_tables, "LARGEST_FILE", 2**20)
+    path = tmp_path / f"t{suffix}"
+    with gzip.open(path, "wb") as file:
+        file.write(b"a\n" + b"0\n" * 2**20)
+    assert path.stat().st_size < 2**14
+    with pytest.raises(LimitError, match="when it is unpacked"):
+        read_table(path)
 
 
 def test_a_stream_is_written_piece_by_piece(tmp_path: Path) -> None:

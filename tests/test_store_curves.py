@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from tapetum.cli.app import app
-from tapetum.core.errors import InputError
-from tapetum.report.read_tables import read_table
+from tapetum.core.errors import InputError, TapetumError
+from tapetum.core.settings import Settings
+from tapetum.pipelines import lightcurve_wanted
+from tapetum.pipelines.outputs import settings_path
+from tapetum.report.read_tables import read_table, words_of
 from tapetum.simulate.alerts import SimulatedAlert, simulate_alerts, write_alerts
 from tapetum.store import curves as store_curves
 from tapetum.store.curves import FADED, is_store, open_store_curves
@@ -168,6 +172,42 @@ def test_new_alerts_in_a_store_are_classified(tmp_path: Path) -> None:
     after = times()
     assert all(new > old for new, old in zip(after, before, strict=True))
     assert len(list(runs.iterdir())) == 2
+
+
+def test_no_message_tells_the_password_of_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models_.write(models_.classifier("vnv", features=({"name": "n"},)), tmp_path / "models" / "vnv")
+    (tmp_path / "wanted.csv").write_text("lc_id\na\n")
+    url = "postgresql://vera:sekret@127.0.0.1:1/night"
+    classify = ("--models", tmp_path / "models", "-o", tmp_path / "o.parquet")
+    for words in (
+        ("features", url, "-o", tmp_path / "f.parquet"),
+        ("features", url, url, "-o", tmp_path / "f.parquet"),
+        ("classify", url, *classify),
+        ("classify", url, url, *classify),
+        ("classify", url, "--input", "features", *classify),
+        ("classify", url, "--from", tmp_path / "wanted.csv", *classify),
+        ("classify", tmp_path / "wanted.csv", "--from", url, *classify),
+    ):
+        with pytest.raises(TapetumError) as problem:
+            call(*words)
+        assert "sekret" not in str(problem.value) + capsys.readouterr().err
+
+
+def test_no_file_tells_the_password_of_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        url = "https://vera:sekret@kowalski.example.org"
+
+    monkeypatch.setattr(lightcurve_wanted, "find_curves", lambda *_, **__: pa.table({"lc_id": ["1"]}))
+    (tmp_path / "w.csv").write_text("lc_id\n1\n")
+    out = tmp_path / "s.parquet"
+    lightcurve_wanted.find_once(
+        Server(), "ZTF", str(tmp_path / "w.csv"), str(out), Settings(), radius_arcsec=2
+    )
+    assert "kowalski.example.org" in words_of(read_table(out))["server"]
+    for file in (out, settings_path(out)):
+        assert b"sekret" not in file.read_bytes()
 
 
 def test_a_store_that_is_not_there(tmp_path: Path) -> None:

@@ -293,7 +293,9 @@ def test_threads_do_not_hide_faults_and_do_not_run_ahead() -> None:
     assert len(begun) < 20
 
 
-@pytest.mark.parametrize(("status", "location"), [(307, "http://other.example.net/api/auth"), (308, "//other:99/x")])
+@pytest.mark.parametrize(
+    ("status", "location"), [(307, "http://other.example.net/api/auth"), (308, "//other:99/x")]
+)
 def test_a_password_does_not_follow_a_redirect_to_another_host(status: int, location: str) -> None:
     asked: list[str] = []
 
@@ -303,7 +305,7 @@ def test_a_password_does_not_follow_a_redirect_to_another_host(status: int, loca
 
     with HttpClient(HASTY, transport=httpx.MockTransport(answer)) as client:
         server = Kowalski("https://kowalski.example.org", client, Login("vera", "hunter2"))
-        with pytest.raises(NetworkError, match="points to http.*would be given what was sent"):
+        with pytest.raises(NetworkError, match=r"points to http.*would be given what was sent"):
             server.find("ZTF_alerts", {})
     assert asked == ["kowalski.example.org"]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import shlex
+import shutil
 from datetime import date
 from functools import partial
 from importlib.resources import files
@@ -33,6 +34,7 @@ from tapetum.models.card import (
 )
 from tapetum.models.card import Source as CardSource
 from tapetum.models.runtime import Model
+from tapetum.models.scope_models import ScopeContract, import_scope
 from tapetum.pipelines.slurm_tables import command_rows
 from tapetum.training.evaluate import auc
 from tapetum.training.groups import GroupPlan, choose_classes, count_classes, train_class
@@ -451,6 +453,25 @@ def test_trees_go_on_from_a_group_and_only_its_classes_unless_all(here):
         warm_start(str(here / "old"), "ew", "xgb")
     with pytest.raises(ModelError, match="answers for ea by xgb"):
         warm_start(str(here / "old" / "ea-xgb"), "ew", "xgb")
+
+
+def test_trees_go_on_from_those_of_scope(here):
+    pytest.importorskip("xgboost")
+    assert train("variables-ea", "--group", "old", *QUICK, "--no-plots").exit_code == 0
+    shutil.copy(here / "old" / "ea-xgb" / "booster.json", here / "ea.json")
+    said = ScopeContract("ea", "EA", "phenomenological", features=("a", "b"))
+    done = import_scope(here / "ea.json", "scope-ea", "xgb", said, here, TODAY, training_set=labelled())
+    words = ("variables-ea", *QUICK, "--no-plots", "--warm-start", str(done.folder), "-o", "new")
+    again = train(*words)
+    assert again.exit_code == 0, again.output
+    card = load_card(here / "new" / "card.json")
+    assert card.training.recipe["warm_start"]["name"] == "scope-ea"
+    assert card.table.included == done.card.table.included  # the contract stays with the trees
+    old, new = (
+        json.loads(path.read_text())["learner"]["gradient_booster"]["model"]["trees"]
+        for path in (here / "ea.json", here / "new" / "booster.json")
+    )
+    assert [one["split_conditions"] for one in new[: len(old)]] == [one["split_conditions"] for one in old]
 
 
 NET = {

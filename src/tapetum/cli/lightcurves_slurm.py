@@ -110,7 +110,10 @@ def prepare(
     ] = 2,
     time: Annotated[str | None, typer.Option("--time", help="Longest life of a job, HH:MM:SS.")] = None,
     submit_time: Annotated[
-        str | None, typer.Option("--submit-time", help="Of the submitter, which goes on in another job then; default: --time.")
+        str | None,
+        typer.Option(
+            "--submit-time", help="Of the submitter, which goes on in another job then; default: --time."
+        ),
     ] = None,
     mail_user: Annotated[str | None, typer.Option("--mail-user", help="Address that hears of ends.")] = None,
     account_name: Annotated[str | None, typer.Option("--account-name", help="Who pays.")] = None,

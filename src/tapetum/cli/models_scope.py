@@ -30,7 +30,7 @@ FeatureStatsOption = Annotated[
     typer.Option(
         "--feature-stats",
         metavar="FILE|config",
-        help="SCoPe: statistics of features (JSON), or those of its configuration.",
+        help="SCoPe: statistics of features (JSON, TOML), or those of its configuration.",
     ),
 ]
 TrainingSetOption = Annotated[

@@ -169,13 +169,12 @@ def plan(
     paths = tuple(path.absolute() for path in tables or ())
     place = str(Path(warm).absolute()) if warm is not None and Path(warm).exists() else warm
     taxonomy = options.taxonomy
-    files = {name: getattr(options, name) for name in ("features", "statistics")}
+    own = taxonomy is not None and Path(taxonomy).suffix == ".toml"
     options = replace(
         options,
-        taxonomy=str(Path(taxonomy).absolute())
-        if taxonomy and Path(taxonomy).suffix == ".toml"
-        else taxonomy,
-        **{name: None if path is None else path.absolute() for name, path in files.items()},
+        taxonomy=str(Path(taxonomy).absolute()) if taxonomy and own else taxonomy,
+        features=options.features and options.features.absolute(),
+        statistics=options.statistics and options.statistics.absolute(),
     )
     return GroupPlan(group.absolute(), paths, options, today, warm=place, **how)
 
@@ -228,22 +227,11 @@ def train_into_group(
     """Train one class or every class into a group, or write the commands that do."""
     from tapetum.core.settings import write_settings
     from tapetum.pipelines.outputs import check_folder
-    from tapetum.training.groups import choose_classes, script_of, silent_tables, train_group
+    from tapetum.training.groups import script_of, train_group
 
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
     check_folder(plan.group)
-    codes = [recipe.removeprefix(f"{EVERY}-")] if recipe != EVERY else []
-    if codes:
-        plan.recipe(codes[0])  # a wrong class or option is said at once
-    else:
-        chosen, left_out = choose_classes(plan, min_count)
-        for reason in left_out:
-            say(f"left out: {reason}")
-        codes = [entry.code for entry in chosen]
-        plan.recipe(codes[0])
-        say("classes: " + ", ".join(f"{entry.code} ({entry.n})" for entry in chosen))
-    for line in silent_tables(plan, codes):
-        say(f"left out: {line}")
+    codes = _classes_of(plan, recipe, min_count)
     if script is not None:
         _write_text(script, script_of(plan, codes, context.find_root().obj))
         return
@@ -264,6 +252,23 @@ def train_into_group(
     if any(not outcome.failed for outcome in outcomes):
         write_settings(plan.group / "settings.toml", settings, command)
     _tell(outcomes)
+
+
+def _classes_of(plan: GroupPlan, recipe: str, min_count: int) -> list[str]:
+    """The class that was asked for, or every one with enough examples; says what is left out."""
+    from tapetum.training.groups import choose_classes, silent_tables
+
+    codes = [recipe.removeprefix(f"{EVERY}-")] if recipe != EVERY else []
+    if not codes:
+        chosen, left_out = choose_classes(plan, min_count)
+        for reason in left_out:
+            say(f"left out: {reason}")
+        codes = [entry.code for entry in chosen]
+        say("classes: " + ", ".join(f"{entry.code} ({entry.n})" for entry in chosen))
+    plan.recipe(codes[0])  # a wrong class or option is said at once
+    for line in silent_tables(plan, codes):
+        say(f"left out: {line}")
+    return codes
 
 
 def _write_text(path: str, text: str) -> None:

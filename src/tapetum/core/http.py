@@ -286,7 +286,9 @@ def _keep_body_at_home(answer: httpx.Response) -> None:
     except httpx.InvalidURL:
         return  # following it will say so
     if answer.request.method not in WITHOUT_BODY and _origin(target) != _origin(answer.url):
-        here, there = (f"{url.scheme}://{url.netloc.decode().rpartition('@')[2]}" for url in (answer.url, target))
+        here, there = (
+            f"{url.scheme}://{url.netloc.decode().rpartition('@')[2]}" for url in (answer.url, target)
+        )
         raise NetworkError(
             f"{answer.request.method} {here}{answer.url.path}: the server points to {there}, which would be given what "
             "was sent; if that is the right address, give it instead"

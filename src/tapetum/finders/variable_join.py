@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tapetum.core.columns import floats_of
 from tapetum.core.errors import InputError
 from tapetum.finders.taxonomy import load_taxonomy
 from tapetum.finders.variable_group import LAST, TREE
@@ -129,7 +130,7 @@ def _answers(
     decimals: int | None,
 ) -> dict[str, pa.Array]:
     """Columns of all models, of what is made of them, and the classes above the thresholds."""
-    values = {name: _floats(columns[name]) for name in about["models"]}
+    values = {name: floats_of(columns[name]) for name in about["models"]}
     values |= _combined(values, about, combine)
     values |= {name: 1.0 - values[of] for name, of in about["opposites"].items()}
     about["columns"] = {name: about["columns"].get(name, "") for name in values}
@@ -240,9 +241,3 @@ def _last(stacked: pa.Table, where: Whole, n: int) -> dict[str, Any]:
         if name in stacked.column_names:
             found[name] = _first_values(stacked[name], where, n)
     return found
-
-
-def _floats(column: pa.Array) -> Values:
-    return np.array(
-        pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False), np.float64
-    )

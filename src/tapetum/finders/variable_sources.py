@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from tapetum.core.columns import floats_of
 from tapetum.core.errors import InputError
 from tapetum.finders.variable_group import TREE, tree_sources
 from tapetum.finders.variables import CLASSES, KEYS, WORD, given_classes
 from tapetum.sky.match import match_sky
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -93,10 +94,8 @@ def per_source(
     columns: dict[str, Any] = _keys(table, first, where)
     columns["n_light_curves"] = pa.array(np.bincount(where, minlength=n), pa.int64())
     names = [name for name in about["columns"] if name in table.column_names]
-    numbers = {name: _grouped(_floats(table[name]), where, n, how) for name in names}
-    answered = np.zeros(table.num_rows, np.bool_)
-    for name in (*names, *(["class"] if TREE in about else [])):
-        answered |= table[name].is_valid().to_numpy()
+    numbers = {name: _grouped(floats_of(table[name]), where, n, how) for name in names}
+    answered = _answered(table, [*names, *(["class"] if TREE in about else [])])
     columns["n_classified"] = pa.array(np.bincount(where[answered], minlength=n), pa.int64())
     columns |= {name: _rounded(values, about) for name, values in numbers.items()}
     columns |= _of_tree(table, where, n, about)
@@ -107,6 +106,14 @@ def per_source(
     fields = [pa.field(name, column.type, metadata=described.get(name)) for name, column in columns.items()]
     metadata = {**table.schema.metadata, WORD.encode(): json.dumps({**about, "aggregate": how}).encode()}
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata=metadata))
+
+
+def _answered(table: pa.Table, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Rows in which any of these columns has a value."""
+    answered = np.zeros(table.num_rows, np.bool_)
+    for name in names:
+        answered |= table[name].is_valid().to_numpy()
+    return answered
 
 
 def with_source_names(
@@ -149,10 +156,10 @@ def _of_tree(table: pa.Table, where: Whole, n: int, about: Mapping[str, Any]) ->
     if TREE not in about:
         return {}
     means = {
-        name: _grouped(_floats(table[name]), where, n, "mean") for name in about[TREE]["columns"].values()
+        name: _grouped(floats_of(table[name]), where, n, "mean") for name in about[TREE]["columns"].values()
     }
     found = tree_sources(means, about[TREE])
-    best = _rounded(_floats(pa.chunked_array([found["class_probability"]])), about)
+    best = _rounded(floats_of(pa.chunked_array([found["class_probability"]])), about)
     return {name: _rounded(values, about) for name, values in means.items()} | {
         **found,
         "class_probability": best,
@@ -206,7 +213,7 @@ def _by_position(table: pa.Table, radius_arcsec: float) -> Whole:
     own = np.arange(n, dtype=np.int64)
     if not n or not radius_arcsec or not {"ra", "dec"} <= set(table.column_names):
         return own
-    ra, dec = (_floats(table[name]) for name in ("ra", "dec"))
+    ra, dec = (floats_of(table[name]) for name in ("ra", "dec"))
     placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
     one, other, _ = match_sky(ra[placed], dec[placed], ra[placed], dec[placed], radius_arcsec)
     near = coo_array((np.ones(one.size, np.int8), (placed[one], placed[other])), shape=(n, n))
@@ -269,10 +276,6 @@ def _without_nulls(lists: pa.ListArray) -> pa.ListArray:
     counts = np.bincount(owner[there], minlength=len(lists))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
-
-
-def _floats(column: pa.ChunkedArray) -> Values:
-    return np.array(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(), np.float64)
 
 
 def _rounded(values: Values, about: Mapping[str, Any]) -> pa.Array:

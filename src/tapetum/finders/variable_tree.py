@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from tapetum.core.columns import floats_of
 from tapetum.core.errors import InputError, ModelError
 from tapetum.finders.config import FinderConfig
 from tapetum.finders.taxonomy import load_taxonomy
@@ -112,7 +113,7 @@ def curve_features(curves: LightCurves, period: NDArray[Any], wave: NDArray[Any]
     table = feature_table(curves, ["tapetum"], {name: wave * times for name, times in PERIODS.items()})
 
     def column(name: str) -> Values:
-        return np.array(pc.fill_null(table[name], float("nan")).to_numpy(), np.float64)
+        return floats_of(table[name])
 
     with np.errstate(divide="ignore", invalid="ignore"):
         frequency = np.array([0.5, 1.0, 1.5, 2.0, 3.0]) / wave[:, None]
@@ -173,7 +174,7 @@ def _shape(curves: LightCurves, wave: Values) -> dict[str, Values]:
 def searched_periods(curves: LightCurves) -> Values:
     """A period [d] for each curve, NaN where none is found."""
     found = find_periods(curves, SEARCH).table["period"]
-    return np.array(pc.fill_null(found, float("nan")).to_numpy(), np.float64)
+    return floats_of(found)
 
 
 def leaf_sums(leaves: Sequence[str], taxonomy: Taxonomy) -> tuple[list[str], NDArray[np.float64]]:
@@ -413,7 +414,7 @@ def _given_period(curves: LightCurves, table: pa.Table | None) -> Values | None:
         return None
     if table.num_rows != len(curves):
         raise InputError(f"{table.num_rows} rows of periods for {len(curves)} light curves")
-    values = np.array(pc.fill_null(table["period"].cast(pa.float64()), float("nan")).to_numpy(), np.float64)
+    values = floats_of(table["period"])
     values[~(values > 0)] = np.nan
     return values
 

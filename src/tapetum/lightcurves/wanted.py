@@ -29,6 +29,7 @@ NAMES = {
     "object_id": ("object_id", "obj_id", "objectid", "name", "fritz_name"),
 }
 """Our name -> what a column may be called, in any case; the first that is there counts."""
+TEXTS = frozenset((*NAMES[KEY], *NAMES["object_id"]))
 IDS_PER_QUESTION = 1000
 
 
@@ -52,7 +53,7 @@ def read_wanted(path: str | Path) -> pa.Table:
     InputError
         The file is not there, or has neither positions nor ids, or an unusable one.
     """
-    return wanted_of(read_table(path), str(path))
+    return wanted_of(read_table(path, names=TEXTS), str(path))
 
 
 def wanted_of(table: pa.Table, name: str) -> pa.Table:

@@ -496,16 +496,7 @@ def _body(
             created=today.isoformat(),
             inputs=inputs,
             outputs=(Output(name=found.output_name, columns=(contract.code,), activation="sigmoid"),),
-            # how frequent the class was in the training set is not known: with equal numbers no score is carried over
-            classes=(
-                ClassSpec(
-                    name=contract.code,
-                    title=contract.label,
-                    training_prior=0.5,
-                    prior=0.5,
-                    threshold=DESCRIBED_THRESHOLD,
-                ),
-            ),
+            classes=(_class(contract),),
             micro_batch=MICRO_BATCH,
             training=Training(description="by SCoPe; not known here", recipe=dict(found.recipe)),
             thresholds={"described": DESCRIBED_THRESHOLD},
@@ -517,6 +508,17 @@ def _body(
     except ValidationError as problem:
         first = problem.errors()[0]
         raise InputError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _class(contract: ScopeContract) -> ClassSpec:
+    # how frequent the class was in the training set is not known: with equal numbers no score is carried over
+    return ClassSpec(
+        name=contract.code,
+        title=contract.label,
+        training_prior=0.5,
+        prior=0.5,
+        threshold=DESCRIBED_THRESHOLD,
+    )
 
 
 def _golden(body: CardBody, onnx: bytes) -> Golden:

@@ -17,6 +17,7 @@ from pyarrow.csv import open_csv
 
 from tapetum.core.errors import FormatError, InputError, UsageError
 from tapetum.core.files import sha256_of
+from tapetum.core.settings import without_password
 from tapetum.finders import variable_tree
 from tapetum.finders.variable_group import VariableGroup, load_group
 from tapetum.finders.variable_join import DESCRIBED
@@ -31,7 +32,7 @@ from tapetum.lightcurves.formats.opening import MATCHFILES
 from tapetum.lightcurves.formats.sources import CURVES_AT_A_TIME, Given
 from tapetum.lightcurves.periods.periodograms import Algorithm
 from tapetum.lightcurves.periods.ranking import RankRules
-from tapetum.lightcurves.wanted import NAMES, read_ids
+from tapetum.lightcurves.wanted import NAMES, TEXTS, read_ids
 from tapetum.models.registry import find_model
 from tapetum.pipelines.lightcurve_features import (
     ABOUT,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 Kind = Literal["curves", "features", "wanted"]
 ROWS_OF_A_PART = 20_000  # of a feature table
 ROWS_AT_A_TIME = 5_000  # a row with its histogram has 3 kB
-IDS = {KEY: ("_id", "ztf_id"), "object_id": ("obj_id",)}
+IDS = {KEY: ("_id", "ztf_id", "ztfid"), "object_id": ("obj_id",)}
 """Our name of a key -> what other tables of features call it."""
 ENOUGH = 3  # features in a table of features
 OF_FINAL = ("period", "period_err", "period_order", "period_power", "period_log10_fap")
@@ -437,7 +438,7 @@ class TablePart:
             The table cannot be read, or has no ids.
         """
         if self.groups is None:
-            whole = with_keys(read_table(self.path), self.path)
+            whole = with_keys(read_table(self.path, names=TEXTS), self.path)
             for start in range(0, max(whole.num_rows, 1), ROWS_AT_A_TIME):
                 yield whole.slice(start, ROWS_AT_A_TIME)
             return
@@ -464,7 +465,10 @@ def table_parts(paths: Sequence[str], rejected: Callable[[str], None]) -> list[T
         A table is named twice.
     """
     found: list[TablePart] = []
-    files = [str(file) for given in paths for file in tables_of(given)]
+    for given in paths:
+        if "://" in given:
+            rejected(f"{without_password(given)}: a store has light curves, no table of features")
+    files = [str(file) for given in paths if "://" not in given for file in tables_of(given)]
     refuse_twice(files)
     for path in files:
         try:

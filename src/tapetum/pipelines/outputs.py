@@ -68,7 +68,9 @@ def refuse_twice(inputs: Iterable[str]) -> None:
     for name in inputs:
         place = name if "://" in name else str(Path(name).resolve())
         if place in seen:
-            raise UsageError(f"{without_password(name)}: is named twice, by itself or within a folder; name it once")
+            raise UsageError(
+                f"{without_password(name)}: is named twice, by itself or within a folder; name it once"
+            )
         seen.add(place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import warnings
 import zlib
@@ -21,7 +22,7 @@ from tapetum.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     import pyarrow as pa
     from astropy.table import Table
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 ASTROPY = {"ecsv": "ascii.ecsv", "votable": "votable", "fits": "fits", "hdf5": "hdf5"}  # its names of formats
 READABLE = {**TABLE_FORMATS, ".fit": "fits", ".votable": "votable"}
 """Suffix -> format of what is read; all but Parquet and HDF5 may be gzipped (``.csv.gz``)."""
-LARGEST_FILE = 4 * 2**30  # bytes of a file that is read as a whole by astropy
+LARGEST_FILE = 4 * 2**30  # bytes of a file that is read as a whole by astropy, or unpacked
+PIECE = 2**20  # bytes that are unpacked at a time
 # what astropy's readers raise when a file is not what they thought
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zlib.error)
 _STRUCTURE = (
@@ -59,7 +61,9 @@ def readable_format(path: str | Path) -> str:
     return READABLE[suffix] if suffix in READABLE else table_format(str(path))
 
 
-def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    path: str | Path, columns: Sequence[str] | None = None, *, names: Container[str] = ()
+) -> pa.Table:
     """Read a table that `write_table` wrote, or another one of the same formats.
 
     Parameters
@@ -68,6 +72,9 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
         Its suffix says the format (`READABLE`). Of an HDF5 file without our table, the one table at its root is taken.
     columns
         Only those of these that it has, in this order; None: all.
+    names
+        Columns, in lower case, that hold names, not numbers, so that 007 is not 7 where the file does not say what it
+        is (CSV).
 
     Returns
     -------
@@ -95,7 +102,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
             f"{path}: larger than {LARGEST_FILE >> 30} GiB; convert it to Parquet, which is read in pieces"
         )
     try:
-        table = _read(place, kind, columns)
+        table = _read(place, kind, columns, names)
     except OSError as problem:
         raise InputError(f"{path}: cannot be read: {problem.strerror}") from None
     except FormatError as problem:
@@ -105,7 +112,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
     return table.select([name for name in columns if name in table.column_names])
 
 
-def _read(path: Path, kind: str, columns: Sequence[str] | None) -> pa.Table:
+def _read(path: Path, kind: str, columns: Sequence[str] | None, texts: Container[str]) -> pa.Table:
     import pyarrow as pa
 
     damage: tuple[type[BaseException], ...] = (pa.ArrowException, *_DAMAGE)
@@ -117,7 +124,7 @@ def _read(path: Path, kind: str, columns: Sequence[str] | None) -> pa.Table:
     try:
         if kind == "parquet":
             return _read_parquet(path, columns)
-        return _read_csv(path) if kind == "csv" else _read_through_astropy(path, kind)
+        return _read_csv(path, texts) if kind == "csv" else _read_through_astropy(path, kind)
     except FormatError:
         raise
     except damage as problem:
@@ -148,7 +155,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
         return file.read(None if columns is None else [name for name in columns if name in names])
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path, texts: Container[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.csv as pacsv
 
@@ -164,7 +171,16 @@ def _read_csv(path: Path) -> pa.Table:
         if types
         else None,  # ours writes NaN as nan; others mean by it that there is nothing
     )
-    table = pacsv.read_csv(path, convert_options=options)
+    content = _unpacked(path) if path.suffix.lower() == ".gz" else None
+    table = pacsv.read_csv(path if content is None else pa.BufferReader(content), convert_options=options)
+    again = {
+        column.name: pa.string()
+        for column in table.schema
+        if column.name.lower() in texts and column.name not in types and pa.types.is_integer(column.type)
+    }
+    if again:
+        options.column_types = types | again
+        table = pacsv.read_csv(path if content is None else pa.BufferReader(content), convert_options=options)
     fields = []
     for column in table.schema:
         entry = columns.get(column.name, {})
@@ -172,6 +188,23 @@ def _read_csv(path: Path) -> pa.Table:
         fields.append(column.with_metadata({key: text for key, text in said.items() if text}))
     notes = about.get("notes") or [{}]
     return table.cast(pa.schema(fields, metadata=_as_words(notes[0])))
+
+
+def _unpacked(path: Path, *, keep: bool = True) -> bytes:
+    """What is in a gzipped file, or only a look whether that is too much: a small file may hold any number of zeros."""
+    content = bytearray()
+    size = 0
+    with gzip.open(path) as file:
+        while piece := file.read(PIECE):
+            size += len(piece)
+            if size > LARGEST_FILE:
+                raise LimitError(
+                    f"{path}: larger than {LARGEST_FILE >> 30} GiB when it is unpacked; convert it to Parquet, which "
+                    "is read in pieces"
+                )
+            if keep:
+                content += piece
+    return bytes(content)
 
 
 def _type(alias: str | None) -> pa.DataType | None:
@@ -194,6 +227,8 @@ def _as_words(meta: Mapping[str, Any]) -> dict[str, str]:
 def _read_through_astropy(path: Path, kind: str) -> pa.Table:
     from astropy.table import Table
 
+    if path.suffix.lower() == ".gz":
+        _unpacked(path, keep=False)
     options: dict[str, Any] = {}
     if kind == "hdf5":
         options = {"character_as_bytes": False}

@@ -52,10 +52,12 @@ class Login:
 
 
 def _address(url: str) -> tuple[str, Login | None]:
-    """An address as it may be shown, and who asks where it is ``https://user:password@host``."""
+    """An address as it may be shown, and who asks where that is before the host (``user:password@``)."""
     try:
         parts = urlsplit(url.rstrip("/"))
-        user, password = (None if word is None else unquote(word) for word in (parts.username, parts.password))
+        user, password = (
+            None if word is None else unquote(word) for word in (parts.username, parts.password)
+        )
     except ValueError as problem:
         raise UsageError(f"{url.rpartition('@')[2]}: not the address of a server: {problem}") from None
     shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tapetum.core.errors import FormatError, InputError, UsageError
-from tapetum.finders.variables import members
+from tapetum.finders.variables import RUNS, members
 from tapetum.models.card import load_card
 from tapetum.models.registry import CARD_NAME
 from tapetum.training.variables_metrics import FIGURES
 from tapetum.training.variables_report import IMPORTANCE, PARTS, PLOTS, STATS
-from tapetum.training.variables_seeds import RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -26,7 +26,7 @@ from tapetum.training.variables_recipe import DMDT, FEATURES
 from tapetum.training.variables_warm import contracts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tapetum.finders.taxonomy import Taxonomy
@@ -217,13 +217,15 @@ class TableSource:
             for origin, row, name, truth, read in zip(*columns, self._read(part), strict=True)
         ]
 
-    def _read(self, part: pa.Table) -> list[bytes]:
+    def _read(self, part: pa.Table) -> Iterator[bytes]:
         """What the model reads of each row, as bytes that are the same on every machine."""
-        values = gather_table(part, self.contract, self.recipe.name).astype("<f8")
+        values = gather_table(part, self.contract, self.recipe.name).astype("<f8", copy=False)
         if self.dmdt is None:
-            return [row.tobytes() for row in values]
-        pictures = prepare_dmdt(part, self.dmdt, self.recipe.name).astype("<f4")
-        return [row.tobytes() + picture.tobytes() for row, picture in zip(values, pictures, strict=True)]
+            yield from (row.tobytes() for row in values)
+            return
+        pictures = prepare_dmdt(part, self.dmdt, self.recipe.name).astype("<f4", copy=False)
+        for row, picture in zip(values, pictures, strict=True):
+            yield row.tobytes() + picture.tobytes()
 
 
 @lru_cache(maxsize=4)

@@ -29,6 +29,8 @@ CURVE_NAMES = {
         "lc_id",
         "lcid",
         "_id",
+        "ztf_id",
+        "ztfid",
         "oid",
         "objectid",
         "matchid",
@@ -36,9 +38,8 @@ CURVE_NAMES = {
         "source_id",
         "id",
         "star_id",
-        "name",
     ),
-    "object_id": ("object_id", "obj_id", "objid", "diaobjectid", "ztf_id"),
+    "object_id": ("object_id", "obj_id", "objid", "diaobjectid", "fritz_name", "name"),
     "survey": ("survey",),
     "band": ("band", "filter", "filterid", "fid", "filtercode", "bandname", "passband"),
     "ra": ("ra", "objra", "ra_deg", "radeg", "raj2000", "ra_icrs", "ramean"),
@@ -49,7 +50,7 @@ CURVE_NAMES = {
     "quadrant": ("quadrant", "quad", "qid"),
     "time_system": ("time_system",),
 }
-"""The same for what a curve has."""
+"""The same for what a curve has. ZTF's public light curves call theirs `objectid`; in a list that names a source."""
 
 KNOWN_OF_CURVES = ("label", "label_source", "scope_class", "period", "period_literature", "duplicate_of")
 """More columns of a long table (one row per point) that say something of the curve."""

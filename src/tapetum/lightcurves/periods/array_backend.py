@@ -1,8 +1,8 @@
 """Periodograms on whatever device an array library has: the same statistics, written for NumPy, torch or CuPy.
 
-A library is imported only where it is asked for: ``backend_of("cuda")``, or ``Backend(torch, "cuda")``. A frequency is a row and a
-point a column; phases are float64 and evaluated directly, so results are those of the compiled loops but for points
-on the edge of a bin.
+A library is imported only where it is asked for, by ``backend_of("cuda")``; ``Backend(torch, "cuda")`` takes the
+caller's. A frequency is a row and a point a column; phases are float64 and evaluated directly, so results are those of
+the compiled loops but for points on the edge of a bin.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def backend_of(device: str) -> Backend | None:
     try:
         xp: Any = import_module(library)
     except ImportError as problem:
-        raise UsageError(f"device {device}: needs {library}, which is not installed here ({problem})") from None
+        raise UsageError(
+            f"device {device}: needs {library}, which is not installed here ({problem})"
+        ) from None
     if not on_gpu:
         return Backend(xp)
     count = int(xp.cuda.device_count()) if xp.cuda.is_available() else 0
