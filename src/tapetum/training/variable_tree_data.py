@@ -231,7 +231,10 @@ class CurveSource:
         return period
 
     def keys(self, role: Role, epochs: int) -> list[Key]:
-        """Every example of a role; the same in all epochs."""
+        """Every example of a role; the same in all epochs.
+
+        Its number tells the light curve, its points and the class: what was observed or cleaned anew is another example.
+        """
         del epochs
         if role not in USED_ROLES:
             return []
@@ -239,11 +242,17 @@ class CurveSource:
         table = self.curves.table.take(pa.array(which))
         origins = table["survey"].to_pylist() if "survey" in table.column_names else ["labelled"] * len(which)
         return [
-            Key(str(origin), _number(f"{row}:{self.code[place]}"), name)
+            Key(str(origin), _number(f"{row}:{self.code[place]}:".encode() + self._points(place)), name)
             for origin, row, name, place in zip(
                 origins, table[KEY].to_pylist(), table[SOURCE].to_pylist(), which.tolist(), strict=True
             )
         ]
+
+    def _points(self, place: int) -> bytes:
+        """What was observed of a light curve, as bytes."""
+        curves = self.curves
+        points = slice(curves.offsets[place], curves.offsets[place + 1])
+        return b"".join(part[points].tobytes() for part in (curves.time, curves.mag, curves.magerr))
 
 
 def leaking(table: pa.Table) -> NDArray[np.bool_]:
@@ -301,5 +310,5 @@ def star_folds(examples: Examples, count: int, seed: int) -> list[tuple[NDArray[
     return [(np.flatnonzero(of_row != k), np.flatnonzero(of_row == k)) for k in range(count)]
 
 
-def _number(text: str) -> int:
-    return int(hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:15], 16)
+def _number(content: bytes) -> int:
+    return int(hashlib.sha1(content, usedforsecurity=False).hexdigest()[:15], 16)
