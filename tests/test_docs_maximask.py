@@ -120,8 +120,9 @@ def written(folder: Path, output: str, classes: tuple[ClassSpec, ...]) -> fits.H
     """Header of masks as they are written, by a network that finds nothing."""
     contract = FrameContract(name="x", multiple=32)
     card = SimpleNamespace(
-        name="nothing", version="1.0.0", onnx_sha256="0" * 64, classes=classes, frame=contract
-    )
+        name="nothing", version="1.0.0", onnx_sha256="0" * 64, classes=classes, frame=contract,
+        source=SimpleNamespace(sha256=None),
+    )  # fmt: skip
 
     def maps(images: np.ndarray, core: tuple[slice, slice]) -> np.ndarray:
         scores = np.full((len(images), len(classes), *images.shape[2:]), 0.001, np.float32)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapetum.core.errors import InputError, ModelError
+from tapetum.core.errors import InputError, ModelError, UsageError
 from tapetum.finders import contaminants
 from tapetum.finders.contaminants import (
     BACKGROUND_BIT,
@@ -17,6 +17,7 @@ from tapetum.finders.contaminants import (
     Config,
     Contaminants,
     at_prior,
+    check_original,
     class_rules,
     load,
     prior_odds,
@@ -35,7 +36,7 @@ CLASSES = tuple(
 shares = st.floats(1e-6, 1 - 1e-6)
 
 
-def fake(columns, classes=CLASSES, **contract):
+def fake(columns, classes=CLASSES, imported=False, **contract):
     """A model whose scores are functions of the normalised pixel, by class; 0.001 else."""
 
     def maps(images, core):
@@ -47,8 +48,9 @@ def fake(columns, classes=CLASSES, **contract):
 
     frame = FrameContract(name="x", **{"multiple": 32, "margin": 0, **contract})
     card = SimpleNamespace(
-        name="fake", classes=classes, frame=frame, outputs=[SimpleNamespace(columns=NAMES)]
-    )
+        name="fake", classes=classes, frame=frame, outputs=[SimpleNamespace(columns=NAMES)],
+        source=SimpleNamespace(sha256="0" * 64 if imported else None),
+    )  # fmt: skip
     return SimpleNamespace(card=card, maps=maps)
 
 
@@ -165,6 +167,38 @@ def test_both_tilings_and_normalisations_see_every_pixel(rng, tiling, normalisat
     np.testing.assert_array_equal(np.flatnonzero(found.codes), np.sort(places))
 
 
+def test_the_known_saturation_level_needs_no_network(image):
+    image[70:73, 100:104] = 2000
+    image[0, 0] = np.nan
+    full = image >= 2000
+    assert full.sum() == 13
+    model = fake({"BG": lambda x: np.full_like(x, 0.999), "SAT": bright(1e9)})
+    found = Contaminants(model).find(image, probabilities=True, saturation=2000.0)
+    np.testing.assert_array_equal(found.codes == Contaminant.SAT, full)
+    background = found.flagged & BACKGROUND_BIT != 0
+    np.testing.assert_array_equal(background, ~full & ~found.missing)
+    sat, bg = NAMES.index("SAT"), NAMES.index("BG")
+    assert (found.probabilities[sat][full] == 1).all()
+    assert (found.probabilities[sat][~full & ~found.missing] < 0.5).all()
+    assert (found.probabilities[bg][full] == 0).all()
+    assert not Contaminants(model).find(image).codes.any()  # not known
+    assert not Contaminants(model, Config(classes=("CR", "TRL"))).find(image, saturation=2000.0).codes.any()
+    # an imported network has the last word
+    theirs = fake({"SAT": bright(1e9)}, imported=True)
+    assert not Contaminants(theirs).find(image, saturation=2000.0).codes.any()
+
+
+@pytest.mark.parametrize("name", ["tiling", "normalisation"])
+def test_what_is_made_for_an_imported_network_is_for_no_other(name):
+    config = Config(**{name: "original"})
+    check_original(fake({}, imported=True).card, config)
+    check_original(fake({}).card, Config())
+    with pytest.raises(
+        UsageError, match=f"--{name} original: is that of maximask, and fake was not made for it"
+    ):
+        check_original(fake({}).card, config)
+
+
 def test_what_cannot_be_judged_is_said(image):
     finder = Contaminants(fake({}))
     with pytest.raises(InputError, match="every pixel is 3"):
@@ -190,7 +224,8 @@ def test_settings_that_make_no_sense(config, reason):
 
 
 def test_networks_that_answer_another_question():
-    for model in (fake({}, classes=()), fake({}, side=400, multiple=1)):
+    trailed = CLASSES[0].model_copy(update={"name": "tracking_error"})
+    for model in (fake({}, classes=()), fake({}, side=400, multiple=1), fake({}, classes=(trailed,))):
         with pytest.raises(InputError, match="no network that gives every pixel"):
             Contaminants(model)
     other = CLASSES[0].model_copy(update={"code": 2})

@@ -219,6 +219,19 @@ def test_scattered_pixels_of_one_value_are_missing(rng, kind):
     assert found.data[~gone].std() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("kind", ["i4", "f4"])
+@pytest.mark.parametrize("sky", [1000, 100, 10])
+def test_two_fillers_with_nothing_between_them(rng, kind, sky):
+    image = rng.normal(sky, 10, (400, 420)).astype(kind)
+    image[:, :60], image[:, 360:] = 0, -999
+    missing = normalise(image).missing
+    assert missing[:, :60].all()
+    assert missing[:, 360:].all()
+    assert missing[:, 60:360].mean() < 2e-3  # a sky of 10 has zeros as well
+    image[:, 360:] = 5000
+    assert normalise(image).missing[:, 360:].all()
+
+
 def test_two_fillers_and_a_mask(rng):
     image = flat(rng, 600, 600)
     image[:, :80], image[500:] = 0, 65535

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 
 import numpy as np
@@ -18,7 +19,7 @@ from tapetum.core.errors import InputError, ModelError, PartialFailureError, Usa
 from tapetum.images.contaminants import NAMES
 from tapetum.images.fits import expand_sources
 from tapetum.images.mask_codes import masks_of, read_codes
-from tapetum.images.mask_files import failed_cards, failed_planes, is_mask
+from tapetum.images.mask_files import failed_cards, failed_planes, without_masks
 from tapetum.models.registry import ONNX_NAME
 
 CR, TRL, OV = 1, 64, 2048
@@ -309,17 +310,20 @@ def test_folders_and_lists_leave_masks_out(rng, tmp_path, model):
     masks = sorted(path.name for path in night.glob("*.fits"))
     assert masks == ["a.fits", "a.mask.fits", "a.masks.fits", "b.fits", "b.masks.fits"]
     again = run(*sorted(night.glob("*.fits")), "--model", model)  # as a shell writes it
-    assert again.stderr.count("is a mask already") == 3
+    assert again.stderr.count("is a mask already") == 2
+    assert again.stderr.count("a.mask.fits: is called a mask of the image beside it, and left out") == 1
     assert again.stderr.count("finished already") == 2
     assert sorted(path.name for path in night.glob("*.fits")) == masks
     listed = run(tmp_path / "some.list", "--model", model, "-o", tmp_path / "out")
     assert listed.stderr.index("b.fits") < listed.stderr.index("a.fits")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.fits")) == ["a.masks.fits", "b.masks.fits"]
     shutil.move(night / "a.masks.fits", night / "renamed.fits")
-    assert [is_mask(night / name) for name in ("renamed.fits", "a.fits", "a.mask.fits")] == [
-        True,
-        False,
-        True,
+    named = [str(night / name) for name in ("renamed.fits", "a.fits[0]", "a.mask.fits", "nowhere.fits")]
+    said = []
+    assert without_masks(named, said.append) == [named[1], named[3]]
+    assert said == [
+        f"{named[0]}: is a mask already, and left out",
+        f"{named[2]}: is called a mask of the image beside it, and left out",
     ]
     assert str(night / "renamed.fits") not in expand_sources([night])
 
@@ -335,6 +339,114 @@ def test_finished_work_is_not_repeated(rng, tmp_path, model):
     assert "finished already" not in run(*arguments, "--thresholds", "CR=0.9").stderr  # other masks
     assert check(out)[0][1]["CR_TH"] == 0.9
     assert "finished already" not in run(*arguments, "--overwrite").stderr
+
+
+def test_a_damaged_output_is_not_finished(rng, tmp_path, model):
+    fits.writeto(tmp_path / "x.fits", frame(rng, (3, 4)))
+    arguments = (tmp_path / "x.fits", "--model", model, "--preview")
+    run(*arguments)
+    out, picture = tmp_path / "x.masks.fits", tmp_path / "x.masks.png"
+    whole, seen = out.read_bytes(), picture.read_bytes()
+    for broken in (whole[:3000], b"", whole):  # the last has another time
+        out.write_bytes(broken)
+        assert "finished already" not in run(*arguments).stderr
+        assert out.read_bytes() == whole
+        assert "finished already" in run(*arguments).stderr
+    before = out.stat().st_mtime_ns
+    for spoil in (picture.unlink, lambda: picture.write_bytes(b"spoilt")):
+        spoil()
+        said = run(*arguments).stderr
+        assert "masks as they were, pictures made: 1" in said
+        assert out.stat().st_mtime_ns == before  # made from the masks
+        assert picture.read_bytes() == seen
+        assert "finished already" in run(*arguments).stderr
+    picture.unlink()
+    assert "finished already" in run(*arguments[:-1]).stderr  # it was not asked for
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize("output", ["--single-mask", "--no-proba-thresh"])
+def test_pictures_do_not_decide_what_the_masks_are(mosaic, model, output):
+    arguments = (mosaic, "--model", model, output)
+    run(*arguments)
+    out = mosaic.with_name("m.masks.fits")
+    before = out.stat().st_mtime_ns
+    run(*arguments, "--preview")
+    assert (out.stat().st_mtime_ns == before) is (output == "--single-mask")
+    pictures = {path.name: path.read_bytes() for path in mosaic.parent.glob("*.png")}
+    assert sorted(pictures) == [f"m.masks_{place}.png" for place in ("1", "3", "5_0", "5_1", "5_2")]
+    assert "finished already" in run(*arguments).stderr
+    run(*arguments, "--preview", "--overwrite")  # with the masks, not from them
+    assert pictures == {path.name: path.read_bytes() for path in mosaic.parent.glob("*.png")}
+
+
+def test_files_of_other_programs_are_not_replaced(rng, tmp_path, model):
+    for name in "ab":
+        fits.writeto(tmp_path / f"{name}.fits", frame(rng, (3, 4)))
+    fits.writeto(tmp_path / "a.masks.fits", np.ones(SHAPE, np.uint8))
+    theirs = (tmp_path / "a.masks.fits").read_bytes()
+    arguments = ["images", "mask", str(tmp_path), "--model", model]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, PartialFailureError)
+    told = (
+        f"a.fits: {tmp_path / 'a.masks.fits'} is there, and not written by tapetum; --overwrite replaces it"
+    )
+    assert told in result.stderr
+    assert (tmp_path / "a.masks.fits").read_bytes() == theirs
+    assert check(tmp_path / "b.masks.fits")[0][2][0].sum() == 1
+    run(tmp_path, "--model", model, "--single-mask", "-o", tmp_path / "out")
+    run(tmp_path, "--model", model, "--overwrite")
+    assert check(tmp_path / "a.masks.fits")[0][1]["TAPPROD"] == "contaminants"
+    for compress in ("gz", "fz"):
+        for more in ((), ("--single-mask",)):  # our own may be replaced
+            run(tmp_path / "a.fits", "--model", model, "--compress", compress, *more)
+
+
+def test_images_of_one_name_stop_no_others(rng, tmp_path, model):
+    for folder in ("n1", "n2"):
+        (tmp_path / folder).mkdir()
+        fits.writeto(tmp_path / folder / "x.fits", frame(rng, (3, 4)))
+    fits.writeto(tmp_path / "n2/y.fits", frame(rng, (3, 4)))
+    (tmp_path / "n2/y.fits.gz").write_bytes(gzip.compress((tmp_path / "n2/y.fits").read_bytes()))
+    again = f"{tmp_path}/n2/../n1/x.fits"  # the same file is no other
+    arguments = ["images", "mask", *(str(tmp_path / name) for name in ("n1", "n2")), again, "--model", model]
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, PartialFailureError)
+    assert "2 of 4" in str(result.exception)
+    assert "n2/x.fits: its masks would be" in result.stderr
+    assert "n1/x.fits; mask each folder on its own, with another -o" in result.stderr
+    assert "n2/y.fits; mask it on its own, with another -o" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.fits")) == ["x.masks.fits", "y.masks.fits"]
+
+
+def test_masks_of_a_survey_and_settings_are_no_images(rng, tmp_path, model):
+    fits.writeto(tmp_path / "ztf_q3_sciimg.fits", frame(rng, (3, 4)))
+    fits.writeto(tmp_path / "ztf_q3_mskimg.fits", np.zeros(SHAPE, np.int16))
+    run(tmp_path, "--model", model)
+    (tmp_path / "ztf_q3_sciimg.masks.fits.0123abcd.part").write_bytes(b"SIMPLE")  # of a run that was killed
+    said = run(*sorted(tmp_path.glob("*.fits*")), "--model", model).stderr
+    assert "ztf_q3_mskimg.fits: is called a mask of the image beside it, and left out" in said
+    assert not [word for word in ("settings.toml", ".part") if word in said]
+    assert len(list(tmp_path.glob("*.masks.fits"))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(rng, tmp_path, model):
+    fits.writeto(tmp_path / "x.fits", frame(rng, (3, 4)))
+    (tmp_path / "x.masks.fits").mkdir()
+    with pytest.raises(InputError):
+        run(tmp_path / "x.fits", "--model", model)
+    result = CliRunner().invoke(app, ["images", "mask", str(tmp_path / "x.fits"), "--model", model])
+    assert f"{tmp_path / 'x.masks.fits'}: cannot be written: Is a directory" in result.stderr
+    assert "cannot be read" not in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_named(rng, tmp_path, model):
+    fits.writeto(tmp_path / "x.fits", frame(rng, (3, 4)))
+    (tmp_path / "out").mkdir(mode=0o500)
+    arguments = ["images", "mask", str(tmp_path / "x.fits"), "--model", model, "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert "out/x.masks.fits: cannot be written: Permission denied" in result.stderr
 
 
 def test_what_cannot_be_judged_stops_nothing_else(rng, tmp_path, model):
@@ -380,9 +492,10 @@ def test_an_image_of_a_file_that_cannot_be_judged_is_empty_and_told(rng, tmp_pat
     parts.append(fits.ImageHDU(cube, name="CUBE"))
     parts.writeto(tmp_path / "x.fits")
     arguments = ["images", "mask", str(tmp_path / "x.fits"), "--model", model, "--single-mask"]
-    for _ in range(2):  # it is not finished, so it is told again
+    for again in (False, True):
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, PartialFailureError)
+        assert result.stderr.count("finished already") == again  # it would fail again, and is only told
         assert "x.fits[1]: every pixel is 7" in result.stderr
         assert "x.fits[3][1]: every pixel is 0" in result.stderr
     _, dead, live, cube = check(tmp_path / "x.masks.fits")
@@ -553,19 +666,28 @@ def test_files_that_cannot_be_used(tmp_path, model, name, text, reason):
     ("arguments", "error", "reason"),
     [
         (["--single-mask", "--no-proba-thresh"], UsageError, "--single-mask needs thresholds"),
-        (["--classes", "CR,XX"], InputError, "--classes: no class 'XX'"),
-        (["--classes", ","], InputError, "no class is wanted"),
-        (["--priors", "CR=2"], InputError, "--priors: CR=2: '2' is not a number from 0 to 1"),
+        (["--classes", "CR,XX"], UsageError, "--classes: no class 'XX'"),
+        (["--classes", ","], UsageError, "no class is wanted"),
+        (["--priors", "CR=2"], UsageError, "--priors: CR=2: '2' is not a number from 0 to 1"),
         (["--thresholds", "nowhere.txt"], InputError, "nowhere.txt: cannot be read"),
         (["--model", "nonesuch"], ModelError, "nonesuch"),
-        (["a/x.fits", "-o", "out"], UsageError, "would both become"),
+        (
+            ["--no-prior-modif", "--priors", "CR=0.1"],
+            UsageError,
+            "--priors are not used with --no-prior-modif",
+        ),
+        (["--no-proba-thresh", "--thresholds", "CR=0.1"], UsageError, "--thresholds are not used"),
+        (["--tiling", "original"], UsageError, "--tiling original: is that of maximask"),
+        (["--normalisation", "original"], UsageError, "--normalisation original: is that of maximask"),
+        (["--model", "tracking"], InputError, "tracking: is no network that gives every pixel of a frame"),
         (["-o", "-"], UsageError, "-o -: name a folder"),
         (["-o", "mask.fits"], UsageError, "mask.fits: name a folder"),
     ],
-    ids=range(9),
+    ids=range(13),
 )
-def test_what_cannot_be_asked_for(tmp_path, monkeypatch, model, arguments, error, reason):
+def test_what_cannot_be_asked_for(rng, tmp_path, monkeypatch, model, arguments, error, reason):
     monkeypatch.chdir(tmp_path)
+    fits.writeto("x.fits", frame(rng))
     with pytest.raises(error, match=reason):
         run("x.fits", "--model", model, *arguments)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -14,11 +16,29 @@ from tapetum.images.contaminants import NAMES, Contaminant
 from tapetum.pipelines.mask_preview import LAYERS, interesting, legend, preview_png
 from tapetum.report.page import Dot
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "mask-contaminants.md"
+
 
 def test_every_class_has_a_colour_of_its_own():
     assert {layer.name for layer in LAYERS} == set(NAMES) - {"BG"}
     assert all(layer.code == Contaminant[layer.name] for layer in LAYERS)
     assert len({layer.colour for layer in LAYERS}) == len(LAYERS)
+
+
+def test_the_page_names_codes_and_colours_and_which_classes_are_defects():
+    page = PAGE.read_text()
+    rows = re.findall(r"^\| `([A-Z]+)` \| (\d+) \| .* \| .*`(#\w{6})` \|$", page, re.MULTILINE)
+    assert {name: (int(code), colour) for name, code, colour in rows} == {
+        layer.name: (layer.code, layer.colour) for layer in LAYERS
+    }
+    named = re.search(r"Pixels with (.*?) do not show", page)[1]
+    defects = re.findall(r"`([A-Z]+)`", named)
+    code, total = re.search(r"codes & (\d+) != 0  # ([\d +]+)", page).groups()
+    assert int(code) == sum(Contaminant[name] for name in defects) == sum(map(int, total.split("+")))
+    planes = re.search(r"planes\[\[([\d, ]+)\]\]", page)[1]
+    assert [NAMES[int(number)] for number in planes.split(",")] == defects
+    usable = {"FR", "NEB", "BBG", "BG"}
+    assert set(defects) == set(NAMES) - usable
 
 
 def test_places_show_as_many_classes_as_possible_and_do_not_overlap():
@@ -88,4 +108,4 @@ def test_every_image_of_a_file_has_a_picture(rng, tmp_path, write_network):
     CliRunner().invoke(app, command)
     assert [path.name for path in tmp_path.glob("*.png")] == ["night[2].masks_2_0.png"]
     again = CliRunner().invoke(app, ["images", "mask", str(tmp_path / "x.fits"), "--model", str(network)])
-    assert "finished already" not in again.output  # it was asked for without pictures
+    assert "finished already" in again.output  # pictures are no part of the masks

@@ -156,6 +156,18 @@ def test_an_output_that_is_made_anew_is_not_finished_until_it_is(tmp_path):
     command.record(step, Settings(), made_from)
     assert finished_run(step.output, made_from) is not None
     assert finished_run(step.output, "of another") is None
+    made = Made(failed=("b: no",), files=(tmp_path / "more",))  # which is not there
+    command.record(step, Settings(), made_from, made)
+    assert finished_run(step.output, made_from).complaints == ["b: no"]
+    assert finished_run(step.output, made_from, further=True) is None
+    made.files[0].write_text("more")
+    command.record(step, Settings(), made_from, made)
+    assert finished_run(step.output, made_from, further=True) is not None
+    made.files[0].write_text("changed")
+    assert finished_run(step.output, made_from, further=True) is None
+    assert finished_run(step.output, made_from) is not None
+    Path(step.output).write_text("changed as well")
+    assert finished_run(step.output, made_from) is None
     list(run_step([step], partial(maker, {"a": InputError("no")})))
     assert not settings_path(Path(step.output)).exists()
     assert finished_run(step.output, made_from) is None

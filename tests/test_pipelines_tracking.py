@@ -134,6 +134,17 @@ def test_every_run_adds_a_line_with_name_and_four_decimals(run, here):
     assert found[0] == found[2]
 
 
+def test_masks_are_no_exposures(run, here):
+    for name in ("a", "ztf_b_sciimg"):
+        fits.writeto(here / f"{name}.fits", stars(1))
+    for name in ("a.masks", "a.mask", "ztf_b_mskimg"):
+        fits.writeto(here / f"{name}.fits", np.eye(90, 110, dtype=np.uint8))
+    fits.writeto(here / "other.fits", np.eye(90, dtype=np.uint8), fits.Header({"TAPPROD": "contaminants"}))
+    (here / "a.masks.fits.settings.toml").write_text("[run]")
+    run(*sorted(here.glob("*.fits*")))
+    assert [line.split()[0] for line in lines(here / "maxitrack.out")] == ["a.fits", "ztf_b_sciimg.fits"]
+
+
 def test_hdus_are_averaged_and_tables_are_none(run, here):
     bright, faint = stars(1, n_stars=40), stars(2, n_stars=4)
     hdus(bright, faint, table=True).writeto(here / "mef.fits")

@@ -44,6 +44,7 @@ def carry_out(
     title: str,
     done: str,
     overwrite: bool,
+    further: Callable[[int], Callable[[Step], Made]] | None = None,
 ) -> None:
     """Make what is not finished, say what became of each image, and end with the exit status for some or for all.
 
@@ -59,6 +60,8 @@ def carry_out(
         Of the progress bar.
     done
         What the verb does, for instance ``aligned``.
+    further
+        Makes the files that belong to an output which is finished itself; None where there are none.
 
     Raises
     ------
@@ -67,6 +70,10 @@ def carry_out(
     UsageError
         An output is an input.
     """
+    from dataclasses import replace
+    from functools import partial
+    from itertools import chain
+
     from tapetum.pipelines.steps import run_step, spare_inputs
 
     steps, problems = plan
@@ -74,37 +81,43 @@ def carry_out(
     made_from = {
         step: command.made_from(step) for step in steps
     }  # before the work: inputs may change meanwhile
-    todo = _unfinished(made_from, overwrite=overwrite)
-    n_done = len(steps) - len(todo)
+    todo, rest, before = _unfinished(made_from, overwrite=overwrite, further=further is not None)
+    problems += [problem for complaints in before.values() for problem in complaints]
+    n_done = len(steps) - len(todo) - len(rest)
+    run = partial(run_step, jobs=settings.jobs, scheduler=settings.scheduler, cluster=settings.cluster)
     with progress_bar(title) as progress:
-        results = run_step(
-            todo, setup, jobs=settings.jobs, scheduler=settings.scheduler, cluster=settings.cluster
-        )
+        results = chain(run(todo, setup), run(rest, further or setup))
         for number, result in enumerate(results, 1):
-            progress(number, len(todo))
+            progress(number, len(todo) + len(rest))
             if result.problem is not None:
                 problems.append(result.problem)
                 continue
             n_done += 1
-            if result.made.failed:
-                problems += result.made.failed
-            else:
-                command.record(result.step, settings, made_from[result.step])
+            problems += result.made.failed
+            failed = result.made.failed or before.get(result.step, ())
+            command.record(result.step, settings, made_from[result.step], replace(result.made, failed=failed))
             _tell(result)
     end(problems, n_done, done)
 
 
-def _unfinished(made_from: Mapping[Step, str], *, overwrite: bool) -> list[Step]:
-    """What is still to do."""
+def _unfinished(
+    made_from: Mapping[Step, str], *, overwrite: bool, further: bool
+) -> tuple[list[Step], list[Step], dict[Step, tuple[str, ...]]]:
+    """What is still to do, of what only further files are missing, and what failed in work that is finished."""
     from tapetum.pipelines.outputs import finished_run
 
-    todo = []
+    todo, rest, before = [], [], {}
     for step, fingerprint in made_from.items():
-        if not overwrite and finished_run(step.output, fingerprint) is not None:
-            say(f"{step.output}: finished already; --overwrite makes it again")
-        else:
+        run = None if overwrite else finished_run(step.output, fingerprint)
+        if run is None:
             todo.append(step)
-    return todo
+            continue
+        before[step] = tuple(run.complaints)
+        if further and finished_run(step.output, fingerprint, further=True) is None:
+            rest.append(step)
+        else:
+            say(f"{step.output}: finished already; --overwrite makes it again")
+    return todo, rest, before
 
 
 def _tell(result: Done) -> None:

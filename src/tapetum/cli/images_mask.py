@@ -96,11 +96,15 @@ def mask(
     from functools import partial
 
     from tapetum.core.errors import UsageError
-    from tapetum.pipelines.mask import MaskOptions, masker, plan_masks
+    from tapetum.pipelines.mask import MaskOptions, masker, plan_masks, previewer
     from tapetum.pipelines.steps import Command
 
     if single_mask and not proba_thresh:
         raise UsageError("--single-mask needs thresholds; leave --no-proba-thresh out")
+    if priors is not None and not prior_modif:
+        raise UsageError("--priors are not used with --no-prior-modif; leave one of them out")
+    if thresholds is not None and not proba_thresh:
+        raise UsageError("--thresholds are not used with --no-proba-thresh; leave one of them out")
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
     telescope_of(telescope)
     config = _config(
@@ -112,7 +116,7 @@ def mask(
     options = MaskOptions(model, config, output, telescope, None if mask is None else str(mask), preview)
     problems: list[str] = []
     suffix = "" if compress == "none" else compress
-    steps = plan_masks(images, out, suffix, problems.append, say)
+    steps = plan_masks(images, out, suffix, problems.append, say, overwrite=overwrite)
     carry_out(
         (steps, problems),
         Command("images mask", options.described(), images=() if options.mask is None else (options.mask,)),
@@ -121,6 +125,8 @@ def mask(
         title="masking images",
         done="masked",
         overwrite=overwrite,
+        # probabilities are no masks that a picture could be made from
+        further=partial(masker if output == "probabilities" else previewer, options) if preview else None,
     )
 
 

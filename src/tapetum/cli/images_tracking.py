@@ -71,6 +71,7 @@ def tracking(
     """
     from tapetum.finders.tracking import checked_prior
     from tapetum.images.fits import expand_sources
+    from tapetum.images.mask_files import without_masks
     from tapetum.pipelines.tracking import TrackingOptions, judge_exposures, n_chosen
     from tapetum.report.tables import table_format
 
@@ -81,7 +82,7 @@ def tracking(
     settings = settings_of(context, jobs=jobs, scheduler=scheduler)
     options = TrackingOptions(model, prior, fewest_stars, tiling, normalisation, batch_size, frac, seed)
     problems: list[str] = []
-    sources = expand_sources(images, rejected=problems.append)
+    sources = without_masks(expand_sources(images, rejected=problems.append), say)
     kept: list[JudgedExposure] = []
     n_done = 0
     with progress_bar("judging exposures") as progress:

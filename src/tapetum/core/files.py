@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+SETTINGS_SUFFIX = ".settings.toml"  # of the file beside an output that says what made it
+PART_SUFFIX = ".part"  # of a file that is not whole
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -25,7 +28,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         The folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PART_SUFFIX}")
     try:
         yield part
         with part.open("rb") as handle:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tapetum.core.errors import InputError
+from tapetum.core.errors import InputError, UsageError
 from tapetum.finders.config import FinderConfig
-from tapetum.images.contaminants import NAMES, code_of
+from tapetum.images.contaminants import NAMES, Contaminant, code_of
 from tapetum.images.normalise import normalise, normalise_original
 from tapetum.models.runtime import Model, Runtime
 from tapetum.models.tiles import original_tiles, plan_tiles, run_tiles
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tapetum.images.normalise import Normalised
-    from tapetum.models.card import ClassSpec, FrameContract
+    from tapetum.models.card import ClassSpec, FrameContract, ModelCard
     from tapetum.models.tiles import Tile
 
 MODEL = "contaminants"
@@ -161,12 +161,7 @@ class Contaminants:
         self.model = model
         self.config = config or Config()
         self.threads = threads
-        contract = model.card.frame
-        if contract is None or contract.side is not None or not model.card.classes:
-            raise InputError(
-                f"{model.card.name}: is no network that gives every pixel of a frame its classes"
-            )
-        self.contract: FrameContract = contract
+        self.contract: FrameContract = checked_contract(model.card)
         self.rules = class_rules(model.card.classes, self.config)
 
     def find(
@@ -188,7 +183,8 @@ class Contaminants:
         probabilities
             Keep those as well: four bytes per pixel and class.
         saturation
-            Pixels hold no more than this [DN]; a frame with nothing else cannot be judged.
+            Pixels hold no more than this [DN]; a frame with nothing else cannot be judged. Pixels that hold as much
+            are saturated, whatever the network says; only an imported one has the last word.
 
         Raises
         ------
@@ -212,10 +208,26 @@ class Contaminants:
             flagged[place] = found  # a later tile of the original tiling takes the place of an earlier one
 
         run_tiles(self.model, image.data, self._tiles(flagged.shape), consume, batch=self._batch)
+        if np.isfinite(saturation) and not is_imported(self.model.card):
+            self._saturated(np.asarray(data) >= saturation, flagged, kept)
         flagged[image.missing] = 0
         if kept is not None:
             kept[:, image.missing] = np.nan
         return ContaminantMasks(self.rules, flagged, image.missing, kept)
+
+    def _saturated(
+        self, full: NDArray[np.bool_], flagged: NDArray[np.uint16], kept: NDArray[np.float32] | None
+    ) -> None:
+        """Give pixels at the saturation level their class, and take the background from them."""
+        for number, rule in enumerate(self.rules):
+            if rule.name == Contaminant.SAT.name:
+                flagged[full] |= np.uint16(rule.bit)
+            elif rule.bit == BACKGROUND_BIT:
+                flagged[full] &= np.uint16(BACKGROUND_BIT - 1)
+            else:
+                continue
+            if kept is not None:
+                kept[number, full] = rule.name == Contaminant.SAT.name
 
     def _normalised(self, data: NDArray[Any], bad: NDArray[Any] | None, saturation: float) -> Normalised:
         if self.config.normalisation == "original":
@@ -257,6 +269,38 @@ def load(model: str | None = None, config: Config | None = None, *, threads: int
     config = config or Config()
     network = Model.load(model or MODEL, verify=config.verify, threads=threads, runtime=config.runtime)
     return Contaminants(network, config, threads=threads)
+
+
+def checked_contract(card: ModelCard) -> FrameContract:
+    """How frames go into a network, if it is one for contaminants.
+
+    Raises
+    ------
+    InputError
+        It answers another question.
+    """
+    contract, known = card.frame, any(spec.name in NAMES for spec in card.classes)
+    if contract is None or contract.side is not None or not known:
+        raise InputError(f"{card.name}: is no network that gives every pixel of a frame its classes")
+    return contract
+
+
+def is_imported(card: ModelCard) -> bool:
+    """Whether a network is another program's, whose own answers are wanted."""
+    return card.source.sha256 is not None
+
+
+def check_original(card: ModelCard, config: Config) -> None:
+    """Raise UsageError when an imported network's tiles or normalisation are asked for with one of our own.
+
+    It would not take tiles of 400 pixels, and calls much of the sky a contaminant behind the other normalisation.
+    """
+    for name in ("tiling", "normalisation"):
+        if getattr(config, name) == "original" and not is_imported(card):
+            raise UsageError(
+                f"--{name} original: is that of maximask, and {card.name} was not made for it; leave it out, or"
+                " take --model maximask"
+            )
 
 
 def class_rules(classes: Sequence[ClassSpec], config: Config) -> tuple[ClassRule, ...]:

@@ -39,6 +39,11 @@ class Values(NamedTuple):
         total = np.cumsum(self.pixels)
         return self.value[np.searchsorted(total, share * total[-1])]
 
+    @property
+    def spread(self) -> float:
+        """Half of the range of two thirds of the pixels: one standard deviation of normal noise."""
+        return (float(self.at(0.84)) - float(self.at(0.16))) / 2
+
 
 def find_filler(
     data: NDArray[Any], missing: NDArray[np.bool_], full: float
@@ -75,7 +80,7 @@ def find_filler(
     values = Values(*np.unique(_sample(data, missing), return_counts=True))
     least = max(FEWEST, MISJUDGED * SHARE * float(values.pixels.sum()))
     often = [k for k in np.argsort(-values.pixels, kind="stable") if values.pixels[k] >= least]
-    candidates = [k for k in often if _is_a_peak(values, k)]
+    candidates = [k for k in often if _is_a_peak(*_among_levels(values, k, often))]
     plain = values.without(candidates)  # one filler must not widen the range beside which another is judged
     filler: NDArray[np.bool_] | None = None
     for value in values.value[candidates]:
@@ -103,6 +108,22 @@ def _sample(data: NDArray[Any], missing: NDArray[np.bool_]) -> NDArray[Any]:
     return data[~missing]
 
 
+def _among_levels(values: Values, k: int, often: list[np.intp]) -> tuple[Values, int]:
+    """The values, and where value k is among them, without other frequent ones that are far from it and no sky.
+
+    Where nothing lies between two fillers they are neighbours, but not as the levels of an integer image are.
+    """
+    rest = values.without(often)
+    if len(rest.value) < 2:
+        return values, k
+    level = float(np.diff(values.value.astype(np.float64)).min())
+    far = LOWEST[1] * max(rest.spread, level)
+    here = float(values.value[k])
+    others = [j for j in often if abs(float(values.value[j]) - here) > far]
+    near = values.without(others)
+    return near, int(np.searchsorted(near.value, values.value[k]))
+
+
 def _is_a_peak(values: Values, k: int) -> bool:
     """Whether a value is too frequent, beside its neighbours, to be a level of an integer sky."""
     padded = np.pad(values.pixels, 2)
@@ -116,7 +137,7 @@ def _is_a_cut(value: float, rest: Values) -> bool:
     if len(rest.value) < 2:
         return True
     away = rest.value.astype(np.float64) - value
-    deviation = (float(rest.at(0.84)) - float(rest.at(0.16))) / 2
+    deviation = rest.spread
     sides = sorted(
         float(rest.pixels[(away * sign > 0) & (away * sign <= deviation)].sum()) for sign in (-1, 1)
     )
@@ -142,7 +163,7 @@ def _filled(
 
 def _is_an_end(value: float, rest: Values) -> bool:
     """Whether a value may be the lowest or highest level that the rest of the image has."""
-    spread = (float(rest.at(0.84)) - float(rest.at(0.16))) / 2
+    spread = rest.spread
     away = rest.value.astype(np.float64) - value
     lower, upper = (bool(((away * sign > 0) & (away * sign < LOWEST[1] * spread)).any()) for sign in (-1, 1))
     nearest = min(abs(float(rest.at(share)) - value) for share in (0.05, 0.95))

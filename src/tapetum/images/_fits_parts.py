@@ -114,6 +114,8 @@ def open_fits(path: Path, limits: Limits) -> Iterator[tuple[IO[bytes], int]]:
                 _check_signature(path, head)
                 yield handle, os.fstat(handle.fileno()).st_size
     except PermissionError as problem:
+        if problem.filename != str(path):  # of another file, within the block
+            raise
         raise InputError(f"{path}: cannot be read: {problem.strerror}") from None
 
 

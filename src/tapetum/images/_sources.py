@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapetum.core.errors import FormatError, InputError, LimitError
+from tapetum.core.files import PART_SUFFIX, SETTINGS_SUFFIX
 from tapetum.core.limits import DEFAULT_LIMITS, Limits
 from tapetum.images._fits_parts import GZIP_MAGIC
 from tapetum.surveys.telescopes import SUFFIX, masks_among
@@ -125,7 +126,7 @@ def expand_sources(
     ``.fz`` or ``.gz``; hidden files, unfinished ones (``.part``), what Tapetum made itself except what is asked for
     (`product`), and masks that lie beside their image are left out. A ``.list`` file has one image per line; ``#``
     begins a comment; relative names are looked for beside the list first, then where the program runs. Names need not
-    exist.
+    exist; settings beside an output and unfinished files, which ``*.fits*`` names as well, are passed over.
 
     Parameters
     ----------
@@ -146,7 +147,8 @@ def expand_sources(
     for source in sources:
         try:
             for name in _expand(os.fspath(source), product, limits):
-                found[name] = None
+                if not name.endswith((SETTINGS_SUFFIX, PART_SUFFIX)):
+                    found[name] = None
         except InputError as problem:
             if rejected is None:
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import textwrap
 from dataclasses import dataclass
@@ -14,18 +16,18 @@ from tapetum.images._fits_parts import Part, find_parts, open_fits, part_bytes
 from tapetum.images._fits_pixels import read_header, read_plane
 from tapetum.images._fits_write import STORAGE_KEYS, NewPart, write_parts
 from tapetum.images._sources import (
-    MASK_NAME,
     PRODUCT_KEY,
     Source,
     _made_as,
     contaminant_masks_among,
     parse_source,
+    path_of,
 )
 from tapetum.images.fits import _images, _named
-from tapetum.surveys.telescopes import SUFFIX
+from tapetum.surveys.telescopes import SUFFIX, masks_among
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -39,6 +41,7 @@ FURTHER_AXES = re.compile(  # of the coordinates, also of alternate ones
     r"|LTM([3-9]_\d|\d_[3-9])|LTV[3-9]|WAT[3-9]_\d{3}|TR[3-9]_\d+"
 )
 FAILED = re.compile(r"FAILED\d{1,2}|FAIL\d{3,4}")
+OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TEXT = 40  # characters of its value, and a comment fits beside them
 NOT_OF_A_MASK = re.compile(r"BUNIT|DATAMIN|DATAMAX|SATURATE|GAIN|RDNOISE|CREATOR|TAPPROD")
 
@@ -107,19 +110,44 @@ def mask_name(source: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> str:
     return f"{name}{number}" + ("" if wanted.plane is None else f"_{wanted.plane}")
 
 
-def is_mask(path: Path) -> bool:
-    """Whether a file holds contaminant masks: ours, wherever it lies, or one called so beside its image."""
-    if _made_as(path) == PRODUCT:
-        return True
-    stem, found = MASK_NAME.subn("", SUFFIX.sub("", path.name))
-    if not found:
-        return False
-    beside = (other.name for other in path.parent.glob(f"{_literal(stem)}.*"))
-    return path.name in contaminant_masks_among([path.name, *beside])
+def without_masks(sources: Iterable[str], say: Callable[[str], None]) -> list[str]:
+    """Those of some images that are no masks, however they were named.
+
+    Masks are contaminant masks of our own, wherever they lie, and files that are called masks of an image beside them,
+    by us, by MaxiMask or by a survey.
+
+    Parameters
+    ----------
+    sources
+        As `tapetum.images.fits.expand_sources` gives them.
+    say
+        Told of each mask, with one line.
+    """
+    kept, named = [], {}
+    for source in sources:
+        path = path_of(source)
+        if path.parent not in named:
+            named[path.parent] = _named_as_masks(path.parent)
+        if is_own_mask(path):
+            say(f"{source}: is a mask already, and left out")
+        elif path.name in named[path.parent]:
+            say(f"{source}: is called a mask of the image beside it, and left out")
+        else:
+            kept.append(source)
+    return kept
 
 
-def _literal(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
+def _named_as_masks(folder: Path) -> set[str]:
+    try:
+        names = [name for name in os.listdir(folder) if SUFFIX.search(name)]  # noqa: PTH208
+    except OSError:  # reading the images will say why
+        return set()
+    return masks_among(names) | contaminant_masks_among(names)
+
+
+def is_own_mask(path: Path) -> bool:
+    """Whether Tapetum made a file as contaminant masks."""
+    return _made_as(path) == PRODUCT
 
 
 def failed_cards(failed: Sequence[int], n_planes: int) -> list[tuple[str, Any, str]]:
@@ -181,12 +209,18 @@ def write_masks(
     Raises
     ------
     InputError
-        There is no image, or the file cannot be read; and whatever `judge` and `check` raise. Nothing is written then.
+        There is no image, or the file cannot be read, or the masks not written; and whatever `judge` and `check` raise.
+        Nothing is written then.
     """
     wanted = parse_source(source)
     with open_fits(wanted.path, limits) as (handle, size):
         parts = find_parts(handle, size, wanted.path, limits)
-        write_parts(path, _each(handle, parts, wanted, judge, cards, check))
+        try:
+            write_parts(path, _each(handle, parts, wanted, judge, cards, check))
+        except OSError as problem:
+            if problem.filename is None and problem.errno not in OF_WRITING:
+                raise  # of the image
+            raise InputError(f"{path}: cannot be written: {problem.strerror}") from None
 
 
 def _each(

@@ -10,9 +10,9 @@ import math
 import numpy as np
 from numba import njit
 
-# Sums may be reordered, so that they run in vectors; NaN stays NaN. Functions with it are always inlined (`forceinline`):
-# otherwise LLVM optimises them once alone and once more within their callers, a process that has just compiled them runs
-# the first version and one that found them in numba's cache the second, and the last digits of their sums differ.
+# Sums may be reordered, so that they run in vectors; NaN stays NaN. Functions with it are always inlined
+# (`forceinline`): otherwise LLVM optimises them once alone and once more within their callers, a process that has just
+# compiled them runs the first version and one that found them in numba's cache the second, and last digits differ.
 REORDER = {"reassoc", "contract", "nsz"}
 FARTHEST = 8.0  # table of the logarithm of the normal distribution: from minus to plus this
 PER_UNIT = 8  # its intervals per standard deviation

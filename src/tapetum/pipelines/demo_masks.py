@@ -110,7 +110,7 @@ def mask_image(
         [result] = run_step([step], partial(masker, options), jobs=2)
         if result.problem is not None:
             raise InputError(result.problem)
-        command.record(step, settings, made_from)
+        command.record(step, settings, made_from, result.made)
     return _report(step, model, None if done else clock() - start)
 
 

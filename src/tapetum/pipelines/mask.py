@@ -11,16 +11,25 @@ import numpy as np
 
 from tapetum.core.errors import InputError, UsageError
 from tapetum.core.files import whole_file
-from tapetum.finders.contaminants import MODEL, Config, class_rules, load
+from tapetum.finders.contaminants import (
+    MODEL,
+    Config,
+    check_original,
+    checked_contract,
+    class_rules,
+    load,
+)
 from tapetum.images.contaminants import NAMES
-from tapetum.images.fits import expand_sources, path_of, read_frame
+from tapetum.images.fits import expand_sources, list_images, path_of, read_frame
 from tapetum.images.frame import Bad
+from tapetum.images.mask_codes import read_codes
 from tapetum.images.mask_files import (
     ImagePart,
     Masked,
     failed_cards,
-    is_mask,
+    is_own_mask,
     mask_name,
+    without_masks,
     write_masks,
 )
 from tapetum.models.card import load_card
@@ -80,9 +89,13 @@ class MaskOptions:
         Raises
         ------
         ModelError, InputError
-            There is no such model, or it does not know a class that is asked for.
+            There is no such model, it answers another question, or does not know a class that is asked for.
+        UsageError
+            Tiling or normalisation are those of another network.
         """
         card = load_card(find_model(self.model).card)
+        checked_contract(card)
+        check_original(card, self.config)
         rules = class_rules(card.classes, self.config)
         return {
             "model": self.model,
@@ -95,7 +108,6 @@ class MaskOptions:
             **self.config.model_dump(include={"tiling", "normalisation", "batch_size", "runtime"}),
             "telescope": self.telescope,
             "mask": self.mask,
-            "preview": self.preview or None,
         }
 
 
@@ -116,6 +128,59 @@ def masker(options: MaskOptions, threads: int) -> Work:
     return work
 
 
+def previewer(options: MaskOptions, threads: int) -> Work:
+    """The function that makes the pictures of masks which are there; see `run_step`.
+
+    Raises
+    ------
+    InputError
+        There is no such telescope.
+    """
+    del threads
+    profile = None if options.telescope is None else find_telescope(options.telescope)
+
+    def work(step: Step) -> Made:
+        return preview_file(step, options, profile)
+
+    return work
+
+
+def preview_file(step: Step, options: MaskOptions, profile: SurveyProfile | None = None) -> Made:
+    """Write the pictures of a file, or of the one image of it that is named, from its masks.
+
+    Raises
+    ------
+    InputError
+        No image has masks that can be read.
+    """
+    images = list_images(step.source)
+    written: list[Path] = []
+    for image in images:
+        try:
+            codes = read_codes(step.output, image)[0]
+            data = read_frame(image, profile, mask=options.mask).data
+        except InputError as problem:  # has no masks, which was told when they were made
+            last = problem
+            continue
+        path = preview_path(Path(step.output), image, alone=len(images) == 1)
+        _write_picture(path, preview_png(data, codes))
+        written.append(path)
+    if not written:
+        raise last
+    return Made(summary=f"masks as they were, pictures made: {len(written)}", files=tuple(written))
+
+
+def preview_path(output: Path, image: str, *, alone: bool) -> Path:
+    """Where the picture of an image goes: ``X.masks.png``, or with the numbers of the image and of a cube's plane."""
+    numbers = [] if alone else re.findall(r"\[(\d+)\]", image[len(str(path_of(image))) :])
+    return output.with_name("_".join([SUFFIX.sub("", output.name), *numbers]) + ".png")
+
+
+def _write_picture(path: Path, png: bytes) -> None:
+    with whole_file(path) as part:
+        part.write_bytes(png)
+
+
 def mask_file(
     step: Step, finder: Contaminants, options: MaskOptions, profile: SurveyProfile | None = None
 ) -> Made:
@@ -128,10 +193,10 @@ def mask_file(
     """
     judge = _Judge(step.source, finder, options, profile)
     write_masks(Path(step.output), step.source, judge, provenance(finder, options), judge.check)
-    for path, png in judge.previews(Path(step.output)):
-        with whole_file(path) as part:
-            part.write_bytes(png)
-    return judge.made()
+    pictures = dict(judge.previews(Path(step.output)))
+    for path, png in pictures.items():
+        _write_picture(path, png)
+    return judge.made(tuple(pictures))
 
 
 @dataclass
@@ -160,8 +225,7 @@ class _Judge:
         self.total = _Tally()
         self.n_done = 0
         self.n_tried = 0
-        # of each its image's number, and of a cube its plane's
-        self.pictures: dict[tuple[str, ...], bytes] = {}
+        self.pictures: dict[str, bytes] = {}
 
     def __call__(self, image: ImagePart) -> Masked:
         """What takes the place of an image."""
@@ -211,9 +275,7 @@ class _Judge:
             return None
         self.n_done += 1
         if self.options.preview:
-            plane = re.search(r"\]\[(\d+)\]$", source)  # which of an image's planes, where one is named
-            place = (str(image.part.index), *([plane[1]] if plane else []))
-            self.pictures[place] = preview_png(frame.data, masks.codes)
+            self.pictures[source] = preview_png(frame.data, masks.codes)
         tally.add(masks)
         self.total.add(masks)
         return masks, frame.header
@@ -232,13 +294,11 @@ class _Judge:
             raise InputError(self.failed[0] + more)
 
     def previews(self, output: Path) -> Iterator[tuple[Path, bytes]]:
-        """Where the pictures go, and the pictures: ``X.masks.png``, or one per image with its number and plane."""
-        stem = SUFFIX.sub("", output.name)
-        for place, png in self.pictures.items():
-            numbers = () if self.n_tried == 1 else place
-            yield output.with_name("_".join([stem, *numbers]) + ".png"), png
+        """Where the pictures go, and the pictures."""
+        for source, png in self.pictures.items():
+            yield preview_path(output, source, alone=self.n_tried == 1), png
 
-    def made(self) -> Made:
+    def made(self, files: tuple[Path, ...] = ()) -> Made:
         """What is to be told."""
         said = [WARNING + text for text in self.said]
         if self.total.n_missing:
@@ -249,7 +309,7 @@ class _Judge:
             summary = f"probabilities of {len(self.finder.rules)} classes"
         else:
             summary = f"{summary} [pixels]"
-        return Made(tuple(said), summary, tuple(self.failed))
+        return Made(tuple(said), summary, tuple(self.failed), files)
 
 
 def _header_of(image: ImagePart) -> Any:
@@ -315,37 +375,39 @@ def plan_masks(
     compress: str,
     rejected: Callable[[str], None],
     say: Callable[[str], None],
+    *,
+    overwrite: bool = False,
 ) -> list[Step]:
     """A step for each image file, and for each image that is named by its extension.
 
     Parameters
     ----------
     images
-        As `tapetum.images.fits.expand_sources` takes them. Masks among them are left out.
+        As `tapetum.images.fits.expand_sources` takes them; masks among them are left out (`without_masks`).
     out
         Folder of the masks; None: beside each image.
     compress
         Further suffix of the masks: ``fz``, ``gz`` or nothing.
     rejected
-        Told of what cannot be read.
+        Told of what cannot be read, whose masks would take the place of another image's, or of a file of another
+        program.
     say
         Told of what is left out.
+    overwrite
+        Such files may be replaced.
 
     Raises
     ------
     UsageError
-        Two images whose masks would have one name, or `out` is no folder.
+        `out` is no folder.
     """
     if out is not None:
         if re.fullmatch(r"-|.*\.fits(\.fz|\.gz)?", out, re.IGNORECASE) and not Path(out).is_dir():
             raise UsageError(f"-o {out}: name a folder; masks are called after their images")
         check_folder(Path(out))
     planned: dict[str, str] = {}
-    for source in expand_sources(images, rejected=rejected):
+    for source in without_masks(expand_sources(images, rejected=rejected), say):
         path = path_of(source)
-        if is_mask(path):
-            say(f"{source}: is a mask already, and left out")
-            continue
         try:
             name = mask_name(source)
         except (InputError, OSError) as problem:
@@ -353,11 +415,22 @@ def plan_masks(
             continue
         folder = path.parent if out is None else Path(out)
         output = str(folder / f"{name}.fits{f'.{compress}' if compress else ''}")
-        if planned.setdefault(output, source) != source:
-            raise UsageError(
-                f"{planned[output]} and {source} would both become {output}; use different folders"
+        other = path_of(planned.setdefault(output, source))
+        if other.resolve() != path.resolve():
+            help_ = "mask it on its own" if other.parent == path.parent else "mask each folder on its own"
+            rejected(f"{source}: its masks would be {output}, as those of {other}; {help_}, with another -o")
+        elif not overwrite and _is_of_others(Path(output)):
+            del planned[output]
+            rejected(
+                f"{source}: {output} is there, and not written by tapetum; --overwrite replaces it, -o DIR writes"
+                " elsewhere"
             )
     return [Step(source, output) for output, source in planned.items()]
+
+
+def _is_of_others(output: Path) -> bool:
+    """Whether there is a file that is no contaminant mask of ours; an empty one is nobody's."""
+    return output.is_file() and output.stat().st_size > 0 and not is_own_mask(output)
 
 
 def chosen_classes(text: str) -> tuple[str, ...]:
@@ -365,10 +438,13 @@ def chosen_classes(text: str) -> tuple[str, ...]:
 
     Raises
     ------
-    InputError
-        A name is none of the 14.
+    UsageError
+        A name is none of the 14, or there is none.
     """
-    return tuple(dict.fromkeys(_class(name, "--classes") for name in text.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(_class(name, "--classes") for name in text.split(",") if name.strip()))
+    if not names:
+        raise UsageError(f"--classes {text}: no class is wanted; name at least one of {' '.join(NAMES)}")
+    return names
 
 
 def chosen_values(text: str, option: str) -> dict[str, float]:
@@ -376,15 +452,20 @@ def chosen_values(text: str, option: str) -> dict[str, float]:
 
     Raises
     ------
+    UsageError
+        A name is no class, or a value no number from 0 to 1.
     InputError
-        A name is no class, a value no number from 0 to 1, or the file cannot be used.
+        The file cannot be used.
     """
     if "=" not in text:
         return read_class_file(Path(text), float)[0]
     found: dict[str, float] = {}
     for pair in filter(None, text.split(",")):
         name, _, value = pair.partition("=")
-        found[_class(name, option)] = _value(value.strip(), float, f"{option}: {pair.strip()}")
+        try:
+            found[_class(name, option)] = _value(value.strip(), float, f"{option}: {pair.strip()}")
+        except InputError as problem:  # of a file it would be one
+            raise UsageError(str(problem)) from None
     return found
 
 
@@ -392,7 +473,7 @@ def _class(name: str, place: str) -> str:
     upper = name.strip().upper()
     known = ALIASES.get(upper, upper)
     if known not in NAMES:
-        raise InputError(f"{place}: no class {name.strip()!r}; there are {' '.join(NAMES)}")
+        raise UsageError(f"{place}: no class {name.strip()!r}; there are {' '.join(NAMES)}")
     return known
 
 

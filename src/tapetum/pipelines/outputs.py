@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapetum import __version__
 from tapetum.core.errors import UsageError
+from tapetum.core.files import SETTINGS_SUFFIX
 from tapetum.core.settings import Settings, without_password, write_settings
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class FinishedRun:
 
 def settings_path(output: Path) -> Path:
     """Where the settings of a run lie: beside its output."""
-    return output.with_name(output.name + ".settings.toml")
+    return output.with_name(output.name + SETTINGS_SUFFIX)
 
 
 def own_files(output: str) -> list[Path]:
@@ -101,17 +102,32 @@ def _state(path: Path) -> tuple[str, int | None, int | None]:
     return str(path.absolute()), status.st_size, status.st_mtime_ns
 
 
-def finished_run(output: str, made_from: str) -> FinishedRun | None:
-    """The run that made `output` from exactly this, if there was one."""
+def finished_run(output: str, made_from: str, *, further: bool = False) -> FinishedRun | None:
+    """The run that made `output` from exactly this, if there was one, and the output is as it was left.
+
+    Parameters
+    ----------
+    further
+        Further files beside the output belong to it: the run made them too, and they are as they were left.
+    """
     if output == STDOUT or not Path(output).exists():
         return None
     try:
         run = tomllib.loads(settings_path(Path(output)).read_text(encoding="utf-8")).get("run", {})
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         return None
-    if run.get("fingerprint") != made_from:
+    if run.get("fingerprint") != made_from or not _untouched(Path(output), run, further=further):
         return None
     return FinishedRun(list(run.get("complaints", [])), run.get("n_rejected", 0), run.get("n_done", 0))
+
+
+def _untouched(output: Path, run: Mapping[str, Any], *, further: bool) -> bool:
+    """Whether an output, and its further files where they are wanted, have the sizes and times that a run recorded."""
+    files = list(zip(*(run.get(key, []) for key in ("files", "sizes", "times")), strict=False))
+    if further and len(files) < 2:
+        return False
+    wanted = files if further else files[:1]
+    return all(_state(output.with_name(name))[1:] == (size, time) for name, size, time in wanted)
 
 
 def record_settings(
@@ -121,8 +137,19 @@ def record_settings(
     made_from: str = "",
     complaints: Sequence[str] = (),
     n_done: int = 0,
+    files: Sequence[Path] = (),
 ) -> None:
-    """Write the settings beside a finished output."""
+    """Write the settings beside a finished output.
+
+    Parameters
+    ----------
+    files
+        The output and further files beside it that are to be made again when one is missing or changed.
+    """
     run = {**command, "fingerprint": made_from or None, "complaints": list(complaints)[:MOST_COMPLAINTS]}
     run |= {"n_rejected": len(complaints), "n_done": n_done}
+    states = [_state(file)[1:] for file in files]
+    if states and (None, None) not in states:  # what a worker has written elsewhere may not be seen here yet
+        run |= {"files": [file.name for file in files]}
+        run |= {"sizes": [size for size, _ in states], "times": [time for _, time in states]}
     write_settings(settings_path(output), settings, run)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from tapetum.core.errors import InputError, ModelError, UsageError
-from tapetum.finders.contaminants import MODEL, Config, Contaminants, class_rules, load
+from tapetum.finders.contaminants import MODEL, Config, Contaminants, checked_contract, class_rules, load
 from tapetum.images.fits import path_of
 from tapetum.images.frame import Bad
 from tapetum.images.mask_codes import masks_of, read_codes
@@ -107,8 +107,10 @@ class ContaminantChoice:
         if self.kind != "model":
             return
         card = load_card(find_model(self.name).card)
-        if card.frame is None or card.frame.side is not None or not card.classes:
-            raise UsageError(f"--contaminants {self.name}: is no network that gives every pixel its classes")
+        try:
+            checked_contract(card)
+        except InputError as problem:
+            raise UsageError(f"--contaminants {problem}") from None
         class_rules(card.classes, Config())
 
 

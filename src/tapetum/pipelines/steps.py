@@ -59,12 +59,15 @@ class Made:
     summary
         What is in it, in words.
     failed
-        What is not in it that was asked for, and why; the image counts as failed, and is tried again next time.
+        What is not in it that was asked for, and why; the image counts as failed, also when it is asked for again.
+    files
+        Further files beside the output that belong to it.
     """
 
     said: tuple[str, ...] = ()
     summary: str = ""
     failed: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,13 @@ class Command:
         options = {"source": step.source, "shared": self._shared}
         return fingerprint(files_of([step.source]), options, own_files(step.output))
 
-    def record(self, step: Step, settings: Settings, made_from: str) -> None:
+    def record(self, step: Step, settings: Settings, made_from: str, made: Made = Made()) -> None:
         """Say beside a new output what made it; from then on it is finished."""
         if step.output != STDOUT:
             words = {"verb": self.verb, "input": step.source, **self.options}
-            record_settings(Path(step.output), settings, words, made_from, n_done=1)
+            output = Path(step.output)
+            files = [output, *made.files]
+            record_settings(output, settings, words, made_from, made.failed, n_done=1, files=files)
 
 
 def profile_files(telescope: str | None) -> list[Path]:

@@ -233,7 +233,7 @@ class CurveSource:
     def keys(self, role: Role, epochs: int) -> list[Key]:
         """Every example of a role; the same in all epochs.
 
-        Its number tells the light curve, its points and the class: what was observed or cleaned anew is another example.
+        Its number tells the light curve, its points and the class: what was cleaned anew is another example.
         """
         del epochs
         if role not in USED_ROLES:
