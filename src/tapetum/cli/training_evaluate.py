@@ -47,7 +47,7 @@ def evaluate(
     threads: Annotated[int, typer.Option(min=1, help="Of mask models.")] = 1,
     out: OutOption = "-",
 ) -> None:
-    """Measure models against truth, with intervals: alerts by packets or labels, masks by exact truth, variables by label.
+    """Measure models against truth, with intervals: alerts by labels, masks by exact truth, variables by label.
 
     Example: tapetum models evaluate contaminants --against maximask --frames night/ -o masks.html
     """
