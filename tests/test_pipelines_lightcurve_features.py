@@ -353,7 +353,7 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_table(
     with distributed.LocalCluster(
         n_workers=2,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         local_directory=str(tmp_path / "dask"),
         scheduler_kwargs={"allowed_failures": 2},
         silence_logs="CRITICAL",

@@ -101,7 +101,7 @@ def scheduler(helpers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
     with LocalCluster(
         n_workers=N_WORKERS,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         local_directory=str(tmp_path_factory.mktemp("dask")),
         scheduler_kwargs={"allowed_failures": 1},
         silence_logs="CRITICAL",

@@ -155,7 +155,7 @@ def submit_script(options: JobOptions, name: str, folder: Path, workdir: Path, a
         ("mail-type", MAIL_EVENTS if options.mail_user else None),
     ]
     words = shlex.join(["lightcurves", "slurm", "submit", str(folder), *arguments])
-    work = [f"{_tapetum(options)} {words} &", "work=$!", 'wait "$work"']
+    work = [f"{_tapetum(options)} {words} &", 'wait "$!"']
     return _script(options, lines, [*_again(folder / SUBMIT_SCRIPT), *work])
 
 
@@ -164,9 +164,9 @@ def _again(script: Path) -> list[str]:
     # what describes this job must not leak into the next one; bash goes on waiting after the signal, so it waits anew
     return [
         "again() {",
-        f'  if [ "$SECONDS" -lt {HARDLY_S} ]; then wait "$work"; exit; fi',
-        '  kill -TERM "$work" || true',
-        '  wait "$work" || true',
+        f'  if [ "$SECONDS" -lt {HARDLY_S} ]; then wait "$!"; exit; fi',
+        '  kill -TERM "$!" || true',
+        '  wait "$!" || true',
         '  for name in "${!SLURM_@}" "${!SBATCH_@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done',
         f"  exec sbatch {shlex.quote(str(script))}",
         "}",
