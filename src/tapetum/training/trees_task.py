@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from functools import cached_property
 from importlib import import_module
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,10 @@ from tapetum.core.errors import InputError, MissingExtraError, ModelError
 from tapetum.core.files import whole_file
 from tapetum.models.runtime import open_session
 from tapetum.models.trees_onnx import BOOSTER, importance, read_trees, trees_to_onnx
-from tapetum.training.split import LEARNING, require
-from tapetum.training.task import RecipeTask
-from tapetum.training.variables_card import describe, require_both_classes
+from tapetum.training.classifier_task import ClassifierTask
+from tapetum.training.variables_card import describe
 from tapetum.training.variables_data import TableSource, weights
-from tapetum.training.variables_recipe import FEATURES
+from tapetum.training.variables_recipe import FEATURES, TreesRecipe
 from tapetum.training.variables_warm import CHOSEN, booster_of
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from tapetum.core.progress import Progress
     from tapetum.models.card import ModelCard
     from tapetum.training.variables_data import Rows
-    from tapetum.training.variables_recipe import Boosting, TreesRecipe
+    from tapetum.training.variables_recipe import Boosting
 
 log = logging.getLogger(__name__)
 TOLERANCE = 1e-6
@@ -54,7 +52,7 @@ def require_xgboost() -> Any:
         raise MissingExtraError("train", "boosting trees") from None
 
 
-class TreesTask(RecipeTask):
+class TreesTask(ClassifierTask[TreesRecipe]):
     """A `tapetum.training.task.SelfTaught`: trees, their numbers chosen by cross-validation over sources.
 
     Parameters
@@ -65,36 +63,12 @@ class TreesTask(RecipeTask):
         Of the rows.
     """
 
-    def __init__(self, recipe: TreesRecipe, source: TableSource) -> None:
-        self.recipe = recipe
-        self.source = source
-        super().__init__(recipe, [source])
-
     @classmethod
     def open(cls, recipe: TreesRecipe, paths: Sequence[Path], jobs: int = 1) -> TreesTask:
         """The task of a recipe with the tables of the user."""
         del jobs
         require_xgboost()
         return cls(recipe, TableSource(recipe, paths))
-
-    @cached_property
-    def fit(self) -> Rows:
-        """Rows to learn from."""
-        rows = self.source.rows("fit")
-        require(rows.object_id, frozenset({"fit"}))
-        return rows
-
-    @cached_property
-    def validation(self) -> Rows:
-        """Rows that say when there are enough trees."""
-        rows = self.source.rows("validation")
-        require(rows.object_id, LEARNING)
-        return rows
-
-    def require_examples(self) -> None:
-        """Refuse a run without examples of both kinds to learn from and to choose by."""
-        require_both_classes("training", self.fit, self.recipe.of)
-        require_both_classes("validation", self.validation, self.recipe.of)
 
     def learn(self, path: Path, progress: Progress) -> None:
         """Choose the numbers, count the trees on validation, make them, and write them as ONNX.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 from tapetum.core.errors import InputError
 from tapetum.models.registry import ONNX_NAME
 from tapetum.models.runtime import Model
+from tapetum.training.classifier_task import ClassifierTask
 from tapetum.training.loop import answers_of
 from tapetum.training.networks import build_network
-from tapetum.training.split import LEARNING, require
-from tapetum.training.task import Epoch, RecipeTask
-from tapetum.training.variables_card import describe, require_both_classes
+from tapetum.training.task import Epoch
+from tapetum.training.variables_card import describe
 from tapetum.training.variables_data import TableSource, weights
 from tapetum.training.variables_export import export_classifier
+from tapetum.training.variables_recipe import VariablesRecipe
 from tapetum.training.variables_warm import card_of, layers_of
 
 if TYPE_CHECKING:
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
     from tapetum.models.card import ModelCard
     from tapetum.training.task import Batch
     from tapetum.training.variables_data import Rows
-    from tapetum.training.variables_recipe import VariablesRecipe
 
 AT_ONCE = 1024
 SAME_ANSWERS = 1e-4  # of a network that training goes on from
 CHECKED_ROWS = 256  # on which ONNX and torch are compared
 
 
-class VariablesTask(RecipeTask):
+class VariablesTask(ClassifierTask[VariablesRecipe]):
     """A `tapetum.training.task.Task`: rows of labelled feature tables, weighted cross-entropy of one logit.
 
     Parameters
@@ -49,30 +48,11 @@ class VariablesTask(RecipeTask):
         Of the rows.
     """
 
-    def __init__(self, recipe: VariablesRecipe, source: TableSource) -> None:
-        self.recipe = recipe
-        self.source = source
-        super().__init__(recipe, [source])
-
     @classmethod
     def open(cls, recipe: VariablesRecipe, paths: Sequence[Path], jobs: int = 1) -> VariablesTask:
         """The task of a recipe with the tables of the user; it needs no other processes."""
         del jobs
         return cls(recipe, TableSource(recipe, paths))
-
-    @cached_property
-    def fit(self) -> Rows:
-        """Rows to learn from."""
-        rows = self.source.rows("fit")
-        require(rows.object_id, frozenset({"fit"}))
-        return rows
-
-    @cached_property
-    def validation(self) -> Rows:
-        """Rows to choose by."""
-        rows = self.source.rows("validation")
-        require(rows.object_id, LEARNING)
-        return rows
 
     def network(self) -> nn.Module:
         """An untrained network, or one with the weights to go on from."""
@@ -114,11 +94,6 @@ class VariablesTask(RecipeTask):
         )
         weight = weights(rows.target, weighted=self.recipe.weighted)
         return float(np.mean(weight * (np.logaddexp(0, logits) - rows.target * logits))), len(rows)
-
-    def require_examples(self) -> None:
-        """Refuse a run without examples of both kinds to learn from and to choose by."""
-        require_both_classes("training", self.fit, self.recipe.of)
-        require_both_classes("validation", self.validation, self.recipe.of)
 
     def export(self, network: nn.Module, path: Path) -> None:
         """Write ``model.onnx`` and compare it with torch on validation rows."""
