@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,22 @@ def test_one_row_per_source_though_its_curves_are_in_two_files(folder: Path, tmp
     assert table["period"].to_pylist() == pytest.approx(PERIOD, rel=2e-3)
     make(folder, tmp_path / "two.parquet", PeriodOptions(RULES, "source"), jobs=2)
     assert read_table(tmp_path / "two.parquet").equals(table)
+
+
+def test_columns_that_are_kept_by_source_are_those_of_its_first_curve(tmp_path: Path) -> None:
+    curves = curves_of([0, 1], "ztfg", np.random.default_rng(1))
+    table = curves.table.append_column("label", pa.array(["one", "two"]))
+    table = table.set_column(table.column_names.index("ra"), "ra", pa.array([np.nan, 12.0]))
+    write_curves(replace(curves, table=table), tmp_path / "c.parquet")
+    make(tmp_path / "c.parquet", tmp_path / "p.parquet", PeriodOptions(RULES, "source", keep=("label",)))
+    found = read_table(tmp_path / "p.parquet")
+    assert found["label"].to_pylist() == ["one", "two"]
+    make(tmp_path / "c.parquet", tmp_path / "q.parquet", PeriodOptions(RULES, keep=("label",)))
+    assert read_table(tmp_path / "q.parquet")["ra"].to_pylist() == [None, 12.0]
+    report = make(
+        tmp_path / "c.parquet", tmp_path / "r.parquet", PeriodOptions(RULES, "source", keep=("other",))
+    )
+    assert "no column other" in str(report.problems)
 
 
 def test_the_partitions_of_a_catalogue_have_whole_sources(folder: Path, tmp_path: Path) -> None:

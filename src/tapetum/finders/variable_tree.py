@@ -302,6 +302,11 @@ class VariableTree:
         judged = self.judge(curves, _given_period(curves, table))
         columns: dict[str, pa.Array | pa.ChunkedArray] = {KEY: curves.table[KEY]}
         columns |= {name: curves.table[name] for name in KEPT if name in curves.table.column_names}
+        columns |= {
+            name: pa.array(floats_of(columns[name]), from_pandas=True)
+            for name in ("ra", "dec")
+            if name in columns
+        }
         columns["period"] = pa.array(judged.period, from_pandas=True)
         return self._told(columns, judged.leaf, curves.n_points < LEAST_POINTS)
 

@@ -271,16 +271,28 @@ def about_curves(curves: LightCurves, keep: Sequence[str] = ()) -> dict[str, Any
     InputError
         A column that was asked for is not there.
     """
-    absent = [name for name in keep if name not in curves.table.column_names]
-    if absent:
+    require_kept(curves, keep)
+    names = [name for name in ABOUT if name in curves.table.column_names]
+    found = {KEY: curves.table[KEY], "object_id": pa.nulls(len(curves), pa.string())}
+    found |= {name: curves.table[name] for name in (*names, *keep)}
+    ra, dec = position_of(curves)
+    places = {"ra": pa.array(ra, from_pandas=True), "dec": pa.array(dec, from_pandas=True)}
+    return found | {name: place for name, place in places.items() if name in names}
+
+
+def require_kept(curves: LightCurves, keep: Sequence[str]) -> None:
+    """Refuse light curves without the columns that are to be kept.
+
+    Raises
+    ------
+    InputError
+        A column that was asked for is not there.
+    """
+    if absent := [name for name in keep if name not in curves.table.column_names]:
         raise InputError(
             f"no column {', '.join(absent)} beside the light curves: they have "
             f"{', '.join(curves.table.column_names)}"
         )
-    names = [name for name in ABOUT if name in curves.table.column_names]
-    found = {KEY: curves.table[KEY], "object_id": pa.nulls(len(curves), pa.string())}
-    found |= {name: curves.table[name] for name in (*names, *keep)}
-    return found
 
 
 def about_cleaning(cleaned: Cleaned) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tapetum.pipelines.lightcurve_features import (
     batches_or_none,
     dumped,
     position_of,
+    require_kept,
     spread,
 )
 from tapetum.pipelines.lightcurve_parts import APART, ORDER, Part, Recipe, inputs_of, parts_of, shares_of
@@ -177,7 +178,7 @@ def _by_source(options: PeriodOptions, part: Part) -> Iterator[pa.Table]:
     for start in range(0, max(len(places), 1), n):  # one table, without rows, where there is no source
         mine = curves.take(np.flatnonzero((owner >= start) & (owner < start + n)))
         cleaned = clean(mine, options.cleaning)
-        columns = _about_sources(mine, cleaned)
+        columns = _about_sources(mine, cleaned) | _kept(mine, options.keep)
         columns |= _in_order(_periods(cleaned.curves, rules, SOURCE, options.device), columns[SOURCE])
         yield pa.table(columns | {ORDER: pa.array(first[places[start : start + n]], pa.int64())})
 
@@ -208,7 +209,8 @@ def _source_names(curves: LightCurves, name: str) -> list[str]:
     """`object_id`; a curve without one is a source of its own."""
     if SOURCE not in curves.table.column_names:
         raise InputError(
-            f"{name}: no column {SOURCE}, so nobody knows which light curves are of one source; it has: "
+            f"{name}: no column {SOURCE}, so nobody knows which light curves are of one source; name it with "
+            f"--column {SOURCE}=NAME, or search each light curve by itself with --by curve; it has: "
             f"{', '.join(curves.table.column_names)}"
         )
     pairs = zip(curves.table[SOURCE].to_pylist(), curves.ids, strict=True)
@@ -243,6 +245,15 @@ def _about_sources(curves: LightCurves, cleaned: Cleaned) -> dict[str, Any]:
         "bands": pa.array([" ".join(sorted(names)) for names in used], pa.string()),
         "kept": pa.array(kept_curves > 0),
     }
+
+
+def _kept(curves: LightCurves, keep: Sequence[str]) -> dict[str, Any]:
+    """Columns that are kept: what the first light curve of each source has."""
+    if not len(curves):  # the columns of what is not there are unknown
+        return {}
+    require_kept(curves, keep)
+    first = _owners(curves)[1]
+    return {name: curves.table[name].take(pa.array(first)) for name in keep}
 
 
 def _in_order(found: pa.Table, names: Iterable[Any]) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def recognise(schema: pa.Schema, name: str, how: Reading) -> Layout:
     raise FormatError(
         f"{name}: not light curves: no column of {', '.join(missing)} (known names: "
         f"{'; '.join(' '.join(POINT_NAMES[need]) for need in missing)}). It has: {_listed(schema, groups)}. "
-        f"If one of these is meant, name it: columns={{{missing[0]!r}: ...}}"
+        f"If one of these is meant, name it: --column {missing[0]}=NAME"
     )
 
 
