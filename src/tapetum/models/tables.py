@@ -56,7 +56,8 @@ def gather_table(table: pa.Table, contract: TableContract, origin: str) -> Value
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise InputError(
             f"model {origin} needs the feature {absent[0]}{more}, which the table lacks; make it with "
-            "`tapetum lightcurves features` (its sets, catalogues and period algorithms), or take another model"
+            "`tapetum lightcurves features` (its sets, catalogues and period algorithms), take another model, or train "
+            "with --period-suffix or --features of what the table has"
         )
     return np.column_stack(
         [_column(table, name, feature) for name, feature in zip(names, contract.included, strict=True)]
