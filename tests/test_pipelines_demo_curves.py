@@ -161,7 +161,7 @@ def test_a_star_is_found_folded_and_classified(sample: list[Path], tmp_path: Pat
     assert html.count("<circle") == 2 * 240
     for words in (
         "RRLyr RRab, 0.61 d (OGLE-1, 0.4″ away)", "the same", "by-period 1.2.3", "None of them was used to train",
-        "1.2.4.B", "95 % set", 'href="report.html"',
+        "1.2.4.B", "95\u00a0% set", 'href="report.html"',
     ):  # fmt: skip
         assert words in html, words
 
@@ -189,9 +189,15 @@ def test_simulated_stars_are_told_as_such(tmp_path: Path) -> None:
     assert "These light curves are simulated, not observed: for a test" in html
     part = headline(report, "curves.html")
     assert part.text[-1].path == "curves.html"  # type: ignore[union-attr]
-    known = next(fact for fact in part.facts if fact.label == "known periods found")
-    n = int(re.search(r"of (\d+) periodic", known.note)[1])  # type: ignore[index]
-    assert int(known.value) >= 0.6 * n
+    assert int(found_of(report)[0]) >= 0.6 * sum(
+        star.is_periodic and star.known is not None and star.known.period is not None for star in report.stars
+    )
+
+
+def found_of(report: CurvesReport) -> list[str]:
+    """How many known periods were found, and of how many, as the summary has it."""
+    facts = headline(report, "curves.html").facts
+    return next(fact.value for fact in facts if fact.label == "known periods found").split(" of ")
 
 
 @pytest.mark.usefixtures("_tree")
@@ -216,15 +222,31 @@ def test_eclipses_are_folded_with_the_whole_orbit(sample: list[Path], tmp_path: 
     assert replace(double, two_minima=False).folding_period == 1.5
     html = unescape(render_page(build_curves_page(replace(report, stars=[double]), "report.html")))
     assert "folded with 3 d" in html
-    assert "rhythm" not in html
-    day = replace(found, period=0.4998, two_minima=False)
-    assert "rhythm" in render_page(build_curves_page(replace(report, stars=[day]), "report.html"))
+    assert "own rhythm" not in html
+    assert ">10⁻" in html
     slow = replace(found, period=321.0)
     chance = replace(found, log10_fap=-1.0)
     for other in (slow, chance, replace(found, period=None, log10_fap=None)):
         assert not other.is_periodic
         page = build_curves_page(replace(report, stars=[other]), "report.html")
         assert "points, folded with" not in render_page(page)
+
+
+@pytest.mark.usefixtures("_tree")
+def test_the_rhythm_of_the_nights_is_no_period_and_no_known_period_is_left_out(
+    sample: list[Path], tmp_path: Path
+) -> None:
+    report = classify_curves(lambda: macho_curves(sample), tmp_path / "out", Settings(), no_progress)
+    [found] = report.stars
+    days = [replace(found, period=period) for period in (1.0002, 0.4998)]
+    slow = replace(found, period=508.9, known=Known("OGLE-3", "Cepheid", 117.22))
+    mixed = replace(report, stars=[found, *days, slow, replace(slow, period=117.2)])
+    assert [star.is_periodic for star in mixed.stars] == [True, False, False, False, False]
+    assert "5 stars classified: 1 with a period below 100 d" in summary(mixed)
+    assert found_of(mixed) == ["2", "5"]
+    html = render_page(build_curves_page(replace(report, stars=days), "report.html"))
+    assert html.count("own rhythm") == 2
+    assert "points, folded with" not in html
 
 
 def test_periods_are_related_to_known_ones() -> None:

@@ -44,6 +44,14 @@ if TYPE_CHECKING:
 
 CURVES, PERIODS, CLASSES = "curves.parquet", "periods.parquet", "classes.parquet"
 SEARCH = PeriodRules(algorithms=("LS",), grid=GridRules(maximum=24.0, samples_per_peak=5.0), nested=None)
+SEARCH_OPTIONS = (
+    f"--by source --algorithms LS --max-frequency {SEARCH.grid.maximum:g} "
+    f"--samples-per-peak {SEARCH.grid.samples_per_peak:g}"
+)
+CLASSES_DIFFER = (
+    "with the periods of this page, of all bands of a star together; tapetum lightcurves classify searches each light "
+    "curve by itself, so its classes can differ"
+)
 N_SIMULATED = 24
 MATCH_ARCSEC = 2.0
 MEMBER_BYTES = 2**20  # of one light curve as text; the largest of the sample has 32 kB
@@ -243,7 +251,8 @@ def classify_curves(
             ("made by", f"tapetum {__version__}"),
             ("network", f"{card.name} {card.version}, sha256 {card.onnx_sha256}"),
             ("light curves", path.name),
-            ("periods", f"tapetum lightcurves periods {CURVES} --by source --algorithms LS -o {PERIODS}"),
+            ("periods", f"tapetum lightcurves periods {CURVES} {SEARCH_OPTIONS} -o {PERIODS}"),
+            ("classes", CLASSES_DIFFER),
         ],
         files=[folder / name for name in (CURVES, PERIODS, CLASSES)],
     )

@@ -34,6 +34,8 @@ LONG = 100.0  # d: above, the light curve is shown as it is, since few cycles we
 DAILY = 0.003  # relative distance from a day, half or a third of it; a sidereal day is this near
 MOST_SHOWN = 400  # points of a light curve that is not folded
 SURE = -2.0  # log10 of the false-alarm probability below which a period is a period
+HARD_SPACE = "\u00a0"  # a number does not part from its unit
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,27 @@ class Star:
         return f"star-{self.object_id}"
 
     @property
+    def is_daily(self) -> bool:
+        """Whether the period is a day, half or a third of it, as the rhythm of the observations makes them."""
+        return self.period is not None and any(abs(self.period * times - 1) < DAILY for times in (1, 2, 3))
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether neither chance nor the rhythm of the observations would make the period."""
+        sure = self.log10_fap is None or self.log10_fap < SURE
+        return self.period is not None and sure and not self.is_daily
+
+    @property
     def is_periodic(self) -> bool:
         """Whether the period is one, and short enough that cycles can be laid over each other."""
-        return (
-            self.period is not None
-            and self.period < LONG
-            and (self.log10_fap is None or self.log10_fap < SURE)
-        )
+        return self.is_sure and self.period is not None and self.period < LONG
+
+    @property
+    def relation(self) -> str:
+        """How the period is related to the known one; empty where there is none of either."""
+        if self.known is None or not self.known.period or not self.period:
+            return ""
+        return relation_of(self.period, self.known.period)
 
     @property
     def folding_period(self) -> float | None:
@@ -195,7 +211,7 @@ def build_curves_page(report: CurvesReport, back: str) -> Page:
         Cards(
             "Irregular, or slower",
             [_card(star, report) for star in rest],
-            f"No period below {LONG:g} d that chance would not make: against time.",
+            f"No period below {LONG:g} d that neither chance nor the rhythm of the nights would make: against time.",
             nothing="None is.",
         ),
         _table(report),
@@ -225,29 +241,30 @@ def _facts(report: CurvesReport) -> list[Fact]:
         Fact(
             "classes left open",
             f"{np.mean(sizes):.1f}" if sizes else "none",
-            f"per star, in sets made to hold the true one for {100 * report.coverage:.0f} %",
+            f"per star, in sets made to hold the true one for {_percent(report.coverage)}",
         ),
     ]
     if report.seconds is not None:
         facts.append(
             Fact("periods and classes in", f"{report.seconds:.1f} s", f"{report.model} {report.version}")
         )
-    both = [
-        relation_of(star.period, star.known.period)
-        for star in report.stars
-        if star.is_periodic and star.period is not None and star.known is not None and star.known.period
-    ]
-    if both:
-        note = f"same, half or twice, of {len(both)} periodic ones whose period is known"
-        facts.append(Fact("known periods found", f"{sum(map(bool, both))}", note))
+    known = [star for star in report.stars if star.known is not None and star.known.period]
+    if known:
+        n_found = sum(star.is_sure and bool(star.relation) for star in known)
+        note = "the same, half or twice, of all periods that are known, however long"
+        facts.append(Fact("known periods found", f"{n_found} of {len(known)}", note))
     return facts
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}{HARD_SPACE}%"
 
 
 def _card(star: Star, report: CurvesReport) -> Card:
     name, probability = star.classes[0]
-    values = [(label, f"{100 * value:.0f} %") for label, value in star.classes[1:] if value >= 0.005]
-    values.append((f"{100 * report.coverage:.0f} % set", ", ".join(star.class_set)))
-    if star.is_periodic:
+    values = [(label, _percent(value)) for label, value in star.classes[1:] if value >= 0.005]
+    values.append((f"{_percent(report.coverage)} set", ", ".join(star.class_set)))
+    if star.is_periodic or star.is_daily:
         values += _about_period(star)
     if star.known is not None:
         period = "" if star.known.period is None else f", {star.known.period:.7g} d"
@@ -258,7 +275,7 @@ def _card(star: Star, report: CurvesReport) -> Card:
     return Card(
         anchor=star.anchor,
         title=star.object_id,
-        score=f"{name} {100 * probability:.0f} %",
+        score=f"{name} {_percent(probability)}",
         level=probability,
         stamps=(),
         curve=_curve(star),
@@ -272,10 +289,10 @@ def _about_period(star: Star) -> list[tuple[str, str]]:
     if star.period_err is not None:
         values.append(("error", f"{star.period_err:.1g} d"))
     if star.log10_fap is not None:
-        values.append(("by chance", f"10^{star.log10_fap:.0f}"))
-    if star.folding_period != star.period:
+        values.append(("by chance", "10" + f"{round(star.log10_fap)}".translate(SUPERSCRIPT)))
+    if star.is_periodic and star.folding_period != star.period:
         values.append(("folded with", f"{star.folding_period:.7g} d"))
-    if any(abs(star.period * times - 1) < DAILY for times in (1, 2, 3)):
+    if star.is_daily:
         values.append(("beware", "a fraction of a day may be the survey's own rhythm"))
     return values
 
@@ -307,11 +324,6 @@ def _table(report: CurvesReport) -> Rows:
     rows = []
     for star in report.stars:
         known = star.known
-        related = (
-            ""
-            if known is None or not known.period or not star.period
-            else relation_of(star.period, known.period)
-        )
         rows.append(
             (
                 star.object_id,
@@ -322,7 +334,7 @@ def _table(report: CurvesReport) -> Rows:
                 star.time.size,
                 None if known is None else known.kind,
                 None if known is None else known.period,
-                related,
+                star.relation,
             )
         )
     targets = [star.anchor for star in report.stars]

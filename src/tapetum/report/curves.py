@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # by the last letter of a sncosmo name; a page may redefine the variables for a dark ground
 BAND_COLOURS = {
     "u": "var(--band-u, #7b3fa0)",
+    "b": "var(--band-b, #1f5fb5)",
     "g": "var(--band-g, #1e8a43)",
     "r": "var(--band-r, #cc3333)",
     "i": "var(--band-i, #3d2b1f)",
