@@ -94,6 +94,7 @@ def test_no_photometry_says_so() -> None:
 def test_unknown_bands_have_a_colour_too() -> None:
     assert band_colour("ztfr") == band_colour("lsstr") != band_colour("ztfg")
     assert band_colour("") == band_colour("unknown-1")
+    assert band_colour("") not in (band_colour("machob"), band_colour("bessellb"))
 
 
 def test_histogram_bars_grow_with_their_counts_and_empty_bins_have_none() -> None:
